@@ -1,0 +1,114 @@
+"""From what the user wrote in config.yaml or after `--config` to a complete configuration, or one line that says what is wrong.
+
+Knows the schema; does not look at the cohort or at any result.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+
+from pipeline.errors import ConfigError
+
+SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
+DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3}
+BUDGETS = ("minutes", "epochs", "iterations")
+DEFAULT_BUDGET = {"minutes": 60}
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every default filled in.
+
+    Raises:
+        ConfigError: names the key, what was found and what was expected.
+    """
+    full = _as_written_by_hand(config)
+    errors = sorted(Draft202012Validator(SCHEMA).iter_errors(full), key=lambda error: len(error.absolute_path))
+    if errors:
+        raise ConfigError("; ".join(dict.fromkeys(_explain(error) for error in errors)))
+    _fill_defaults(full, SCHEMA)
+    _complete_configurations(full["configurations"])
+    _complete_budget(full["train"])
+    _check_folds(full)
+    return full
+
+
+def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept the short forms: a list of configurations, an empty section, numbers as keys of `labels` and `channels`."""
+    full = {key: value for key, value in config.items() if value is not None}
+    if isinstance(full.get("configurations"), list):
+        full["configurations"] = {str(name): {} for name in full["configurations"]}
+    for section in ("configurations", "labels", "channels"):
+        if isinstance(full.get(section), Mapping):
+            full[section] = {str(key): {} if value is None else value for key, value in full[section].items()}
+    for section in ("train", "predict", "evaluate", "report"):
+        if isinstance(full.get(section), Mapping):
+            full[section] = dict(full[section])
+    return full
+
+
+def _explain(error: ValidationError) -> str:
+    place = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        return "; ".join(_explain_unknown_key(key, place, error.schema["properties"]) for key in _unknown_keys(error))
+    if error.validator == "required":
+        missing = [key for key in error.schema["required"] if key not in error.instance]
+        return f"config: {' and '.join(missing)} missing. Two lines are needed: `name:` and `cohort:`."
+    return f"config: {place or 'config'} is {error.instance!r}: {error.message.removeprefix(repr(error.instance)).strip()}"
+
+
+def _unknown_keys(error: ValidationError) -> Iterator[str]:
+    return (key for key in error.instance if key not in error.schema["properties"])
+
+
+def _explain_unknown_key(key: str, place: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
+    return f"config: unknown key {'.'.join(filter(None, (place, key)))!r}. {hint}"
+
+
+def _fill_defaults(value: dict[str, Any], schema: Mapping[str, Any]) -> None:
+    for key, part in schema.get("properties", {}).items():
+        if "default" in part and key not in value:
+            value[key] = _copy(part["default"])
+        if isinstance(value.get(key), dict):
+            _fill_defaults(value[key], part)
+
+
+def _copy(default: Any) -> Any:
+    return {key: _copy(part) for key, part in default.items()} if isinstance(default, dict) else default
+
+
+def _complete_configurations(configurations: dict[str, dict[str, Any]]) -> None:
+    for name, configuration in configurations.items():
+        if "dims" not in configuration and name not in DEFAULT_DIMS:
+            raise ConfigError(
+                f"config: configurations.{name} needs `dims: 2` or `dims: 3`; "
+                f"only {', '.join(DEFAULT_DIMS)} are known without it."
+            )
+        configuration.setdefault("dims", DEFAULT_DIMS.get(name))
+        _fill_defaults(configuration, SCHEMA["$defs"]["configuration"])
+        if "patch_size" in configuration and len(configuration["patch_size"]) != configuration["dims"]:
+            raise ConfigError(
+                f"config: configurations.{name}.patch_size is {configuration['patch_size']}: "
+                f"{configuration['dims']} numbers expected, for dims is {configuration['dims']}."
+            )
+
+
+def _complete_budget(train: dict[str, Any]) -> None:
+    given = [key for key in BUDGETS if key in train]
+    if len(given) > 1:
+        raise ConfigError(f"config: train has {' and '.join(given)}: one budget expected. Remove the others.")
+    if not given:
+        train.update(DEFAULT_BUDGET)
+
+
+def _check_folds(config: dict[str, Any]) -> None:
+    if config["run_folds"] == "all":
+        config["run_folds"] = list(range(config["folds"]))
+    beyond = [fold for fold in config["run_folds"] if fold >= config["folds"]]
+    if beyond:
+        raise ConfigError(f"config: run_folds has {beyond}, yet folds is {config['folds']}: 0 to {config['folds'] - 1} exist.")

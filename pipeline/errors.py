@@ -1,0 +1,61 @@
+"""Every error this project raises on purpose, and how a stage shows one to its user.
+
+PipelineError              something the user or the disk gave us cannot be used; always one line: who, found, expected, do
+├── ConfigError            a key or value of the configuration
+├── CohortError            the cohort folder, its table or its dataset.json
+├── ImageError             one file: unreadable, or not the geometry that it should have
+├── PlanError              no network fits the cohort and the settings
+└── TrainingError          training cannot start, or cannot go on
+
+Knows nothing of what the stages do.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+USER_ERROR_EXIT_CODE = 2
+
+
+class PipelineError(Exception):
+    pass
+
+
+class ConfigError(PipelineError):
+    pass
+
+
+class CohortError(PipelineError):
+    pass
+
+
+class ImageError(PipelineError):
+    pass
+
+
+class PlanError(PipelineError):
+    pass
+
+
+class TrainingError(PipelineError):
+    pass
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Show a `PipelineError` as one line and exit with 2; anything else keeps its traceback."""
+    try:
+        yield
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_EXIT_CODE)
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a stage's `main` from the command line: each parameter of its signature is an option `--parameter`."""
+    import typer
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    with one_line():
+        app()

@@ -1,0 +1,149 @@
+"""Scans and masks on disk, and the axis order of everything else: arrays here are `(I, J, K)` in nibabel order.
+
+Owner of orientation: `read_ras` turns a file into an array whose axes run to the patient's right, front and top;
+`write_mask` turns such an array back into the exact grid of its scan. Knows nothing of labels, plans or networks.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+
+from pipeline.errors import ImageError
+from pipeline.records import written_whole
+
+Volume = NDArray[np.float32]  # (I, J, K), or (C, I, J, K) where said
+Segmentation = NDArray[np.integer]  # (I, J, K), integer labels, 0 = background
+Affine = NDArray[np.float64]  # (4, 4), voxel index to RAS+ millimetres
+Spacing = tuple[float, ...]  # mm along I, J, K
+Shape = tuple[int, ...]  # voxels along I, J, K
+
+UNREADABLE = (ImageFileError, OSError, EOFError, ValueError)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a file lie: shape in voxels, affine from voxel index to RAS+ mm."""
+
+    shape: Shape
+    affine: Affine
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        return tuple(float(size) for size in nib.affines.voxel_sizes(self.affine))
+
+    @property
+    def orientation(self) -> str:
+        return "".join(nib.aff2axcodes(self.affine))
+
+    @property
+    def corners_mm(self) -> NDArray[np.float64]:
+        """(8, 3): the centres of the corner voxels in RAS+ mm."""
+        indices = np.stack(np.meshgrid(*([0, size - 1] for size in self.shape)), axis=-1).reshape(-1, 3)
+        return nib.affines.apply_affine(self.affine, indices)
+
+    def distance_mm(self, other: "Grid") -> float:
+        """The largest displacement of a corner voxel, mm; infinite when the shapes differ."""
+        if self.shape != other.shape:
+            return float("inf")
+        return float(np.linalg.norm(self.corners_mm - other.corners_mm, axis=1).max())
+
+
+def open_image(path: Path) -> nib.Nifti1Image:
+    """The file's header, with its voxels still on disk.
+
+    Raises:
+        ImageError: not a readable three-dimensional NIfTI file.
+    """
+    try:
+        image = nib.load(path)
+    except UNREADABLE as error:
+        raise ImageError(f"{path}: cannot be read ({error}). Replace the file or drop the case.") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise ImageError(f"{path}: {type(image).__name__} found, NIfTI (.nii, .nii.gz) expected. Convert the file.")
+    if len(image.shape) != 3 or 0 in image.shape:
+        raise ImageError(f"{path}: shape {image.shape}, three axes expected. Split or squeeze the file.")
+    return image
+
+
+def grid_of(image: nib.Nifti1Image) -> Grid:
+    return Grid(tuple(int(size) for size in image.shape), np.asarray(image.affine, dtype=np.float64))
+
+
+def read_voxels(image: nib.Nifti1Image) -> Volume:
+    """(I, J, K) float32 with the header's slope and intercept applied.
+
+    Raises:
+        ImageError: truncated or corrupt.
+    """
+    try:
+        return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except UNREADABLE as error:
+        raise ImageError(f"{image.get_filename()}: voxels cannot be read ({error}). Replace the file.") from error
+
+
+def to_ras(array: NDArray, affine: Affine) -> NDArray:
+    """`(I, J, K)` with its axes permuted and flipped to run right, anterior, superior as nearly as the grid allows."""
+    return np.asarray(apply_orientation(array, io_orientation(affine)))
+
+
+def from_ras(array: NDArray, affine: Affine) -> NDArray:
+    """The inverse of `to_ras` for a file with this affine."""
+    orientation = io_orientation(affine)
+    flipped = np.flip(array, [int(axis) for axis, flip in enumerate(_flips_in_ras(orientation)) if flip < 0])
+    return flipped.transpose(orientation[:, 0].astype(int))
+
+
+def _flips_in_ras(orientation: NDArray) -> list[float]:
+    by_ras_axis = orientation[np.argsort(orientation[:, 0])]
+    return [float(flip) for flip in by_ras_axis[:, 1]]
+
+
+def ras_grid(grid: Grid) -> Grid:
+    """The grid of `to_ras(array, grid.affine)`."""
+    orientation = io_orientation(grid.affine)
+    order = np.argsort(orientation[:, 0])
+    return Grid(tuple(grid.shape[axis] for axis in order), grid.affine @ inv_ornt_aff(orientation, grid.shape))
+
+
+def read_ras(path: Path) -> tuple[Volume, Grid]:
+    """A scan in RAS order and its RAS grid.
+
+    Raises:
+        ImageError: unreadable, or not three-dimensional.
+    """
+    image = open_image(path)
+    return to_ras(read_voxels(image), image.affine), ras_grid(grid_of(image))
+
+
+def read_labels_ras(path: Path) -> tuple[NDArray[np.int32], Grid]:
+    """A label map in RAS order, rounded to integers, and its RAS grid.
+
+    Raises:
+        ImageError: unreadable, or values further than 0.001 from an integer.
+    """
+    voxels, grid = read_ras(path)
+    labels = np.rint(voxels)
+    if (off := float(np.abs(voxels - labels).max(initial=0))) > 1e-3 or not np.isfinite(voxels).all():
+        raise ImageError(f"{path}: label values up to {off:.3g} from an integer. Store integer labels.")
+    return labels.astype(np.int32), grid
+
+
+def write_mask(path: Path, mask_ras: Segmentation, scan: Path) -> None:
+    """Write `(I, J, K)` labels in RAS order onto the grid of `scan`: same shape and same geometry bytes in the header."""
+    source = nib.load(scan)
+    assert isinstance(source, nib.Nifti1Image)
+    mask = from_ras(mask_ras, source.affine)
+    assert mask.shape == source.shape, (mask.shape, source.shape)
+    dtype = np.min_scalar_type(int(mask.max(initial=0)))
+    header = source.header.copy()
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    with written_whole(path) as partial:
+        # no affine: nibabel then leaves every geometry field of the header as it is
+        nib.save(type(source)(mask.astype(dtype), None, header), partial)

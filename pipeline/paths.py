@@ -1,0 +1,97 @@
+"""Where everything lies: the only module that knows a path pattern. Opens nothing.
+
+`Results("demo")` names the files of one run; the Snakefile passes wildcards (`"{fold}"`) where stages pass values.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+Fold = int | str
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files of the run called `name`, below `results/<name>` of the working directory."""
+
+    name: str
+
+    @property
+    def root(self) -> Path:
+        return Path("results") / self.name
+
+    @property
+    def cases(self) -> Path:
+        return self.root / "discover" / "cases.tsv"
+
+    @property
+    def cohort(self) -> Path:
+        return self.root / "discover" / "cohort.json"
+
+    @property
+    def demo_scans(self) -> Path:
+        return self.root / "discover" / "demo"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "check" / "manifest.tsv"
+
+    @property
+    def problems(self) -> Path:
+        return self.root / "check" / "problems.tsv"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.root / "fingerprint" / "fingerprint.json"
+
+    def plan(self, configuration: str) -> Path:
+        return self.root / "plan" / f"{configuration}.json"
+
+    def preprocessed(self, configuration: str, fold: Fold) -> Path:
+        """The list of what one shard (the cases of a fold) made, with digests."""
+        return self.root / "preprocess" / configuration / f"fold_{fold}.json"
+
+    def arrays(self, configuration: str, case: str) -> Path:
+        return self.root / "preprocess" / configuration / case
+
+    def training(self, configuration: str, fold: Fold) -> Path:
+        """The folder of one training: checkpoint, progress and events stay there when a job fails."""
+        return self.root / "train" / configuration / f"fold_{fold}"
+
+    def model(self, configuration: str, fold: Fold) -> Path:
+        return self.training(configuration, fold) / "model.pt"
+
+    def progress(self, configuration: str, fold: Fold) -> Path:
+        return self.training(configuration, fold) / "progress.tsv"
+
+    def predicted(self, configuration: str, fold: Fold) -> Path:
+        return self.root / "predict" / configuration / f"fold_{fold}.json"
+
+    def probabilities(self, configuration: str, case: str) -> Path:
+        return self.root / "predict" / configuration / f"{case}.npz"
+
+    def mask(self, configuration: str, case: str) -> Path:
+        return self.root / "masks" / configuration / f"{case}.nii.gz"
+
+    @property
+    def choice(self) -> Path:
+        return self.root / "ensemble" / "choice.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.tsv"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.tsv"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def segment(self) -> Path:
+        return self.root / "segment"
+
+    def log(self, stage: str, part: str = "") -> Path:
+        """`part` tells jobs of one stage apart, for example `3d_fullres/fold_0`."""
+        return Path("logs") / self.name / stage / f"{part or stage}.log"

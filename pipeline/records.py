@@ -1,0 +1,148 @@
+"""What the stages write down for each other, as plain TSV and JSON, each file whole or not there at all.
+
+Knows the columns and keys; knows neither how the numbers came about nor where the files lie.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CohortError
+
+BACKGROUND = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to segment: its channel files in channel order, its label file if it has one, and its fold."""
+
+    case: str
+    subject: str
+    fold: int
+    label: Path | None
+    channels: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What all cases share: names of the labels (0 is background) and of the channels, e.g. `CT` or `T2`."""
+
+    name: str
+    layout: str
+    labels: dict[int, str]
+    channels: dict[int, str]
+
+    @property
+    def foreground(self) -> dict[int, str]:
+        return {value: name for value, name in self.labels.items() if value != BACKGROUND}
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Indented JSON; NaN and infinity are refused, for other readers cannot parse them."""
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Tab-separated values under one line of column names; `None` becomes an empty cell."""
+    with written_whole(path) as partial, partial.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, columns, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle, delimiter="\t"))
+
+
+def write_cases(path: Path, cases: Sequence[Case]) -> None:
+    num_channels = max(len(case.channels) for case in cases)
+    columns = ["case", "subject", "fold", "label", *(f"image_{index}" for index in range(num_channels))]
+    write_table(path, columns, (_case_row(case) for case in cases))
+
+
+def _case_row(case: Case) -> dict[str, object]:
+    images = {f"image_{index}": channel for index, channel in enumerate(case.channels)}
+    return {"case": case.case, "subject": case.subject, "fold": case.fold, "label": case.label, **images}
+
+
+def read_cases(path: Path) -> list[Case]:
+    return [_row_case(row) for row in read_table(path)]
+
+
+def _row_case(row: dict[str, str]) -> Case:
+    images = [row[column] for column in sorted(row, key=len) if column.startswith("image_") and row[column]]
+    return Case(
+        case=row["case"],
+        subject=row["subject"],
+        fold=int(row["fold"]),
+        label=Path(row["label"]) if row["label"] else None,
+        channels=tuple(Path(image) for image in images),
+    )
+
+
+def cases_of_fold(cases: Sequence[Case], fold: int) -> list[Case]:
+    return [case for case in cases if case.fold == fold]
+
+
+def write_cohort(path: Path, cohort: Cohort) -> None:
+    write_json(path, asdict(cohort))
+
+
+def read_cohort(path: Path) -> Cohort:
+    content = read_json(path)
+    for key in ("labels", "channels"):  # JSON knows text keys only
+        content[key] = {int(value): name for value, name in content[key].items()}
+    return Cohort(**content)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_file_list(path: Path, files: Iterable[Path]) -> None:
+    """The files that a job made, with digests, as its one declared output."""
+    write_json(path, {"files": {str(file): sha256(file) for file in files}})
+
+
+def verify_file_list(path: Path) -> list[Path]:
+    """The listed files.
+
+    Raises:
+        CohortError: one is missing or has changed since it was written.
+    """
+    files = {Path(file): digest for file, digest in read_json(path)["files"].items()}
+    for file, digest in files.items():
+        if not file.exists():
+            raise CohortError(f"{file}: missing, yet {path} lists it. Delete {path} so that it is made again.")
+        if sha256(file) != digest:
+            raise CohortError(f"{file}: changed since {path} was written. Delete {path} so that it is made again.")
+    return list(files)
