@@ -1,0 +1,73 @@
+"""Intensity of one channel to what a network sees: zero mean, unit variance, by the rule of the channel's modality.
+
+Pure functions on arrays; which rule a channel gets is decided by the plan.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images import Volume
+
+Scheme = Literal["ct", "zscore", "zscore_nonzero"]
+SMALLEST_STD = 1e-8
+
+
+@dataclass(frozen=True)
+class ForegroundIntensity:
+    """Intensities of one channel inside the labelled voxels of the whole cohort, in the scan's units (HU in CT)."""
+
+    mean: float
+    median: float
+    std: float
+    minimum: float
+    maximum: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+def describe(values: NDArray) -> ForegroundIntensity:
+    """Of `(N,)` voxels; none at all gives zeros with a standard deviation of one."""
+    if values.size == 0:
+        return ForegroundIntensity(0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    low, median, high = np.percentile(values, (0.5, 50, 99.5))
+    return ForegroundIntensity(
+        mean=float(values.mean()),
+        median=float(median),
+        std=float(values.std()),
+        minimum=float(values.min()),
+        maximum=float(values.max()),
+        percentile_00_5=float(low),
+        percentile_99_5=float(high),
+    )
+
+
+def normalise(channel: Volume, scheme: Scheme, foreground: ForegroundIntensity) -> Volume:
+    """(I, J, K) in scan units to (I, J, K) of about zero mean and unit variance.
+
+    `ct`: clipped to the cohort's foreground percentiles, then its mean and standard deviation. `zscore`: the case's own;
+    `zscore_nonzero`: its own over nonzero voxels, zero elsewhere. A constant channel gives zeros.
+    Source: nnU-Net v2.
+    """
+    if scheme == "ct":
+        clipped = np.clip(channel, foreground.percentile_00_5, foreground.percentile_99_5)
+        return np.asarray((clipped - foreground.mean) / max(foreground.std, SMALLEST_STD), dtype=np.float32)
+    inside = channel != 0 if scheme == "zscore_nonzero" else np.ones(channel.shape, dtype=bool)
+    values = channel[inside]
+    if values.size == 0:
+        return np.zeros_like(channel, dtype=np.float32)
+    scaled = (channel - values.mean()) / max(float(values.std()), SMALLEST_STD)
+    return np.where(inside, scaled, 0).astype(np.float32)
+
+
+def nonzero_box(channels: Volume) -> tuple[slice, ...]:
+    """The smallest box of `(C, I, J, K)` that holds every voxel which is not zero in all channels; all of it if none is."""
+    occupied = (channels != 0).any(axis=0)
+    box = []
+    for axis in range(occupied.ndim):
+        others = tuple(other for other in range(occupied.ndim) if other != axis)
+        indices = np.flatnonzero(occupied.any(axis=others))
+        box.append(slice(int(indices[0]), int(indices[-1]) + 1) if indices.size else slice(0, occupied.shape[axis]))
+    return tuple(box)
