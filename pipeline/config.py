@@ -57,7 +57,9 @@ def _explain(error: ValidationError) -> str:
     if error.validator == "required":
         missing = [key for key in error.schema["required"] if key not in error.instance]
         return f"config: {' and '.join(missing)} missing. Two lines are needed: `name:` and `cohort:`."
-    return f"config: {place or 'config'} is {error.instance!r}: {error.message.removeprefix(repr(error.instance)).strip()}"
+    return (
+        f"config: {place or 'config'} is {error.instance!r}: {error.message.removeprefix(repr(error.instance)).strip()}"
+    )
 
 
 def _unknown_keys(error: ValidationError) -> Iterator[str]:
@@ -111,4 +113,6 @@ def _check_folds(config: dict[str, Any]) -> None:
         config["run_folds"] = list(range(config["folds"]))
     beyond = [fold for fold in config["run_folds"] if fold >= config["folds"]]
     if beyond:
-        raise ConfigError(f"config: run_folds has {beyond}, yet folds is {config['folds']}: 0 to {config['folds'] - 1} exist.")
+        raise ConfigError(
+            f"config: run_folds has {beyond}, yet folds is {config['folds']}: 0 to {config['folds'] - 1} exist."
+        )

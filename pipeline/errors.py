@@ -13,6 +13,7 @@ Knows nothing of what the stages do.
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Annotated, get_type_hints
 
 USER_ERROR_EXIT_CODE = 2
 
@@ -55,6 +56,8 @@ def run(main: Callable[..., None]) -> None:
     """Run a stage's `main` from the command line: each parameter of its signature is an option `--parameter`."""
     import typer
 
+    hints = get_type_hints(main)
+    main.__annotations__ = {name: Annotated[hint, typer.Option()] for name, hint in hints.items() if name != "return"}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     with one_line():

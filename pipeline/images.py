@@ -4,6 +4,7 @@ Owner of orientation: `read_ras` turns a file into an array whose axes run to th
 `write_mask` turns such an array back into the exact grid of its scan. Knows nothing of labels, plans or networks.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
@@ -22,7 +24,7 @@ Affine = NDArray[np.float64]  # (4, 4), voxel index to RAS+ millimetres
 Spacing = tuple[float, ...]  # mm along I, J, K
 Shape = tuple[int, ...]  # voxels along I, J, K
 
-UNREADABLE = (ImageFileError, OSError, EOFError, ValueError)
+UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def to_ras(array: NDArray, affine: Affine) -> NDArray:
 def from_ras(array: NDArray, affine: Affine) -> NDArray:
     """The inverse of `to_ras` for a file with this affine."""
     orientation = io_orientation(affine)
-    flipped = np.flip(array, [int(axis) for axis, flip in enumerate(_flips_in_ras(orientation)) if flip < 0])
+    flipped = np.flip(array, tuple(axis for axis, flip in enumerate(_flips_in_ras(orientation)) if flip < 0))
     return flipped.transpose(orientation[:, 0].astype(int))
 
 

@@ -29,7 +29,7 @@ def interpolation_orders(spacing_mm: Spacing, target_spacing_mm: Spacing, order:
     """
     for spacing in (spacing_mm, target_spacing_mm):
         if max(spacing) / min(spacing) > ANISOTROPY:
-            coarse = [size * ANISOTROPY > max(spacing) for size in spacing]
+            coarse = [size == max(spacing) for size in spacing]
             is_single = sum(coarse) == 1
             return tuple(0 if is_single and is_coarse else order for is_coarse in coarse)
     return (order,) * len(spacing_mm)

@@ -111,9 +111,7 @@ def fit_memory(
     return fitted
 
 
-def fit_batch(
-    fitted: Topology, num_labels: int, memory_gib: float, *, median_voxels: float, num_cases: int
-) -> int:
+def fit_batch(fitted: Topology, num_labels: int, memory_gib: float, *, median_voxels: float, num_cases: int) -> int:
     """Patches per step: what memory holds, at most a twentieth of the cohort, at least two."""
     reference = REFERENCE[len(fitted.patch_size)]
     allowed = reference.elements * memory_gib / reference.gib

@@ -1,0 +1,1 @@
+"""Everything that imports torch or MONAI, so that upgrading either touches one folder."""

@@ -1,0 +1,247 @@
+from snakemake.utils import min_version
+
+from pipeline import flow
+
+min_version("9.0")
+
+
+if not workflow.config_settings.configfiles:  # `--configfile` replaces config.yaml, `--config` adds to it
+
+    configfile: "config.yaml"
+
+
+run = flow.Run(config)
+files = run.files
+
+shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}"; ')
+workflow.global_resources.setdefault("gpu", 1)  # on one machine, trainings take turns
+
+
+resource_scopes:
+    gpu="local",
+
+
+wildcard_constraints:
+    configuration="[^/]+",
+    fold=r"\d+",
+
+
+localrules:
+    all,
+
+
+rule all:
+    """From scans to the report."""
+    input:
+        files.report,
+
+
+rule discover:
+    """The cohort folder to a table of cases with folds."""
+    output:
+        cases=files.cases,
+        cohort=files.cohort,
+    log:
+        files.log("discover"),
+    conda:
+        "envs/environment.yaml"
+    params:
+        settings=run.settings("labels", "channels", "folds", "seed"),
+        cohort=run.config["cohort"],
+    shell:
+        "python -m pipeline.discover --results {run.name:q} --cohort {params.cohort:q}"
+        " --settings {params.settings:q} 2>&1 | tee {log:q}"
+
+
+rule check:
+    """Every problem of every file in one run; nothing goes on with a refused file."""
+    input:
+        rules.discover.output,
+    output:
+        files.manifest,
+    log:
+        files.log("check"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    shell:
+        "python -m pipeline.check --results {run.name:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule fingerprint:
+    """Shapes, spacings and intensities of the cohort."""
+    input:
+        files.manifest,
+    output:
+        files.fingerprint,
+    log:
+        files.log("fingerprint"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    shell:
+        "python -m pipeline.fingerprint --results {run.name:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule plan:
+    """Spacing, patch, batch and network of one configuration, each with its reason."""
+    input:
+        files.fingerprint,
+    output:
+        files.plan("{configuration}"),
+    log:
+        files.log("plan", "{configuration}"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    resources:
+        gpu=1,
+    params:
+        settings=run.configuration,
+        memory_gib=run.config["memory_gib"],
+        device=run.config["device"],
+    shell:
+        "python -m pipeline.plan --results {run.name:q} --configuration {wildcards.configuration}"
+        " --settings {params.settings:q} --memory-gib {params.memory_gib} --device {params.device}"
+        " --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule preprocess:
+    """The cases of one fold as oriented, resampled, normalised arrays."""
+    input:
+        files.plan("{configuration}"),
+    output:
+        files.preprocessed("{configuration}", "{fold}"),
+    log:
+        files.log("preprocess", "{configuration}/fold_{fold}"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    shell:
+        "python -m pipeline.preprocess --results {run.name:q} --configuration {wildcards.configuration}"
+        " --fold {wildcards.fold} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule train:
+    """Weights that never saw the cases of the fold."""
+    input:
+        run.all_preprocessed,
+    output:
+        files.model("{configuration}", "{fold}"),
+    log:
+        files.log("train", "{configuration}/fold_{fold}"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    resources:
+        gpu=1,
+    params:
+        settings=run.settings("train"),
+        device=run.config["device"],
+        seed=run.config["seed"],
+    shell:
+        "python -m pipeline.train --results {run.name:q} --configuration {wildcards.configuration}"
+        " --fold {wildcards.fold} --settings {params.settings:q} --device {params.device}"
+        " --seed {params.seed} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule predict:
+    """Masks of the fold's cases on their original grid."""
+    input:
+        rules.train.output,
+    output:
+        files.predicted("{configuration}", "{fold}"),
+    log:
+        files.log("predict", "{configuration}/fold_{fold}"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    resources:
+        gpu=1,
+    params:
+        settings=run.predict_settings,
+        probabilities="--keep-probabilities" if len(run.configurations) > 1 else "",
+        device=run.config["device"],
+    shell:
+        "python -m pipeline.predict --results {run.name:q} --configuration {wildcards.configuration}"
+        " --fold {wildcards.fold} --settings {params.settings:q} {params.probabilities}"
+        " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule ensemble:
+    """Masks of the combination of configurations that does best on the other folds."""
+    input:
+        run.all_predicted,
+    output:
+        files.choice,
+    log:
+        files.log("ensemble"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    params:
+        configurations=",".join(run.configurations),
+        folds=run.folds,
+    shell:
+        "python -m pipeline.ensemble --results {run.name:q} --configurations {params.configurations}"
+        " --folds {params.folds} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule evaluate:
+    """Measures of every mask against its reference."""
+    input:
+        files.choice,
+    output:
+        metrics=files.metrics,
+        summary=files.summary,
+    log:
+        files.log("evaluate"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    params:
+        configurations=",".join([*run.configurations, "ensemble"]),
+        folds=run.folds,
+        settings=run.settings("evaluate"),
+    shell:
+        "python -m pipeline.evaluate --results {run.name:q} --configurations {params.configurations}"
+        " --folds {params.folds} --settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule report:
+    """One self-contained page."""
+    input:
+        rules.evaluate.output,
+    output:
+        files.report,
+    log:
+        files.log("report"),
+    conda:
+        "envs/environment.yaml"
+    params:
+        settings=run.settings("report"),
+        config=run.provenance,
+    shell:
+        "python -m pipeline.report --results {run.name:q} --settings {params.settings:q}"
+        " --config {params.config:q} 2>&1 | tee {log:q}"
+
+
+rule segment:
+    """Masks for new scans with the trained models: `snakemake segment --config scans=DIR`. Trains nothing."""
+    log:
+        files.log("segment"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    resources:
+        gpu=1,
+    params:
+        scans=run.config.get("scans", ""),
+        settings=run.predict_settings,
+        folds=run.folds,
+        tolerance_mm=run.config["evaluate"]["tolerance_mm"],
+        device=run.config["device"],
+    shell:
+        "python -m pipeline.segment --results {run.name:q} --scans {params.scans:q} --folds {params.folds}"
+        " --settings {params.settings:q} --tolerance-mm {params.tolerance_mm} --device {params.device}"
+        " --threads {threads} 2>&1 | tee {log:q}"

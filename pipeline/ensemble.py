@@ -1,0 +1,128 @@
+"""Probabilities of several configurations to the masks of the combination that does best on the other folds.
+
+The combination for a fold is chosen by the DSC on all other folds, so no case has a say in how it is segmented itself.
+Imports no torch.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from tqdm.contrib.concurrent import process_map
+
+from pipeline import errors, records
+from pipeline.images import Segmentation, read_labels_ras, write_mask
+from pipeline.metrics import dsc
+from pipeline.paths import Results
+from pipeline.plan import read_plan
+from pipeline.probabilities import load_probabilities
+from pipeline.records import Case
+
+Combination = tuple[str, ...]  # names of configurations whose probabilities are averaged
+
+
+def main(results: str, configurations: str, folds: str, threads: int = 1) -> None:
+    """`configurations` and `folds` are lists with commas."""
+    files = Results(results)
+    names, numbers = configurations.split(","), [int(fold) for fold in folds.split(",")]
+    cases = [case for case in records.read_cases(files.cases) if case.fold in numbers]
+    for name in names:
+        for fold in numbers:
+            records.verify_file_list(files.predicted(name, fold))
+    labels = read_plan(files.plan(names[0])).labels
+    offered = all_combinations(names)
+    score = partial(score_case, files=files, offered=offered, labels=labels)
+    scores = process_map(score, cases, max_workers=threads, desc="ensemble scores", mininterval=5)
+    chosen = choose(scores, [case.fold for case in cases], offered, numbers)
+    write = partial(write_combined, files=files, labels=labels)
+    combined = [chosen[case.fold] for case in cases]
+    masks = process_map(write, cases, combined, max_workers=threads, desc="ensemble masks", mininterval=5)
+    everything = mean_scores(scores, offered)
+    records.write_json(
+        files.choice,
+        {
+            "per_fold": {
+                str(fold): {"chosen": list(chosen[fold]), "reason": explain(len(numbers), len(names))}
+                for fold in numbers
+            },
+            "for_new_scans": list(max(offered, key=everything.__getitem__)),
+            "scores": {"+".join(combination): value for combination, value in everything.items()},
+            "files": {str(mask): records.sha256(mask) for mask in masks},
+        },
+    )
+
+
+def all_combinations(names: Sequence[str]) -> list[Combination]:
+    """Every nonempty subset, larger ones first: of equal scores the larger ensemble is taken."""
+    return [part for size in range(len(names), 0, -1) for part in combinations(names, size)]
+
+
+def explain(num_folds: int, num_configurations: int) -> str:
+    if num_configurations == 1:
+        return "there is one configuration"
+    if num_folds == 1:
+        return (
+            "only one fold was run, so nothing could be compared without its own cases: all configurations are averaged"
+        )
+    return "best mean DSC on the cases of the other folds"
+
+
+def combine(files: Results, case: str, combination: Combination, labels: Sequence[int]) -> Segmentation:
+    """(I, J, K) in RAS order: the label of the highest mean probability; one configuration alone keeps its own mask."""
+    if len(combination) == 1:
+        return read_labels_ras(files.mask(combination[0], case))[0]
+    mean = np.mean([load_probabilities(files.probabilities(name, case)) for name in combination], axis=0)
+    return np.asarray(np.asarray(labels, dtype=np.int32)[mean.argmax(axis=0)])
+
+
+def score_case(
+    case: Case, *, files: Results, offered: Sequence[Combination], labels: Sequence[int]
+) -> dict[Combination, float | None]:
+    """Mean DSC over the foreground labels for each combination; None where neither mask has any."""
+    if len(offered) == 1 or case.label is None:
+        return dict.fromkeys(offered, None)
+    reference = read_labels_ras(case.label)[0]
+    scores: dict[Combination, float | None] = {}
+    for combination in offered:
+        prediction = combine(files, case.case, combination, labels)
+        found = [score for score in dsc(reference, prediction, labels=labels[1:]) if score is not None]
+        scores[combination] = float(np.mean(found)) if found else None
+    return scores
+
+
+def mean_scores(
+    scores: Sequence[Mapping[Combination, float | None]], offered: Sequence[Combination]
+) -> dict[Combination, float]:
+    """Mean over the cases that have a score; 0 if none has."""
+    means = {}
+    for combination in offered:
+        found = [value for score in scores if (value := score[combination]) is not None]
+        means[combination] = float(np.mean(found)) if found else 0.0
+    return means
+
+
+def choose(
+    scores: Sequence[Mapping[Combination, float | None]],
+    fold_of_case: Sequence[int],
+    offered: Sequence[Combination],
+    folds: Sequence[int],
+) -> dict[int, Combination]:
+    """For each fold the combination with the best mean score on the cases of the other folds; the first if there are none."""
+    chosen = {}
+    for fold in folds:
+        others = [score for score, own in zip(scores, fold_of_case, strict=True) if own != fold]
+        means = mean_scores(others, offered)
+        chosen[fold] = max(offered, key=means.__getitem__)
+    return chosen
+
+
+def write_combined(case: Case, combination: Combination, *, files: Results, labels: Sequence[int]) -> Path:
+    mask = files.mask("ensemble", case.case)
+    write_mask(mask, combine(files, case.case, combination, labels), case.channels[0])
+    return mask
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,255 @@
+"""Masks and references to scores of each label, `metrics.tsv`, and their means with intervals, `summary.tsv`.
+
+Owner of how cases are averaged and how sure the averages are; what a single measure means is up to `metrics`.
+Knows nothing of how a mask came about. Imports no torch.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.contrib.concurrent import process_map
+
+from pipeline import errors, records
+from pipeline.errors import CohortError, ImageError
+from pipeline.images import Grid, Segmentation, read_labels_ras
+from pipeline.metrics import Status, measure
+from pipeline.paths import Results
+from pipeline.records import Case
+
+MEAN = "mean"  # stands for a label in the row over all labels
+NUM_RESAMPLES = 1000
+INTERVAL_PERCENT = (2.5, 97.5)
+SEED = 0
+# As `check` decides whether two files are one grid: corners this share of the smallest spacing apart at most.
+LARGEST_SHIFT = 0.1
+
+PerCase = NDArray[np.float64]  # (N, L): one row per case, one column per label, NaN = no value
+Means = NDArray[np.float64]  # (…, L + 1): one per label and last the mean over labels, NaN = of nothing
+Weights = NDArray[np.float64]  # (…, N): how often each case counts
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row of `metrics.tsv`: how one label of one case came out in one configuration."""
+
+    configuration: str
+    fold: int
+    case: str
+    label: int
+    name: str
+    status: Status
+    dsc: float | None
+    nsd: float | None
+    tolerance_mm: float
+    hd95_mm: float | None
+    hd_mm: float | None
+    assd_mm: float | None
+    reference_ml: float
+    prediction_ml: float
+    volume_difference_ml: float
+    diagonal_mm: float  # of the scan: stands for an infinite distance
+    subject: str
+
+
+WITH_INTERVAL = ("dsc", "nsd")
+DISTANCES = ("hd95", "hd", "assd")
+MEASURES = (
+    *WITH_INTERVAL,
+    *(f"{distance}{end}_mm" for distance in DISTANCES for end in ("", "_worst")),
+    *("volume_difference_ml", "volume_difference_abs_ml"),
+)
+COUNTS = {"n_missed": "missed", "n_false_positive": "false_positive", "n_absent_ok": "absent_ok"}
+SUMMARY_COLUMNS = (
+    *("configuration", "label", "name", "n", "n_used", *COUNTS, "tolerance_mm"),
+    *(f"{measure}{end}" for measure in WITH_INTERVAL for end in ("", "_low", "_high")),
+    *(measure for measure in MEASURES if measure not in WITH_INTERVAL),
+)
+
+
+def main(results: str, configurations: str, folds: str, settings: str, threads: int = 1) -> None:
+    """Score the masks of these folds and configurations (comma-separated); settings is JSON: tolerance_mm."""
+    files = Results(results)
+    names, wanted = configurations.split(","), [int(fold) for fold in folds.split(",")]
+    everyone = [case for case in records.read_cases(files.cases) if case.fold in wanted]
+    cases = [case for case in everyone if case.label]
+    print(f"{len(cases)} of {len(everyone)} cases of folds {folds} have a reference to be scored against")
+    if not cases:
+        raise CohortError(f"{files.cases}: no case of folds {folds} has a label file. Add one to score.")
+    masks = [{name: files.mask(name, case.case) for name in names} for case in cases]
+    measure_one = partial(
+        measure_case,
+        labels=records.read_cohort(files.cohort).foreground,
+        tolerance_mm=json.loads(settings)["tolerance_mm"],
+    )
+    of_cases = process_map(measure_one, cases, masks, max_workers=threads, chunksize=1, desc="evaluate", mininterval=1)
+    scores = [score for of_case in of_cases for score in of_case]
+    scores.sort(key=lambda score: names.index(score.configuration))
+    write_scores(files.metrics, scores)
+    write_summary(files.summary, summarise(scores))
+
+
+def measure_case(
+    case: Case, masks: Mapping[str, Path], *, labels: Mapping[int, str], tolerance_mm: float
+) -> list[Score]:
+    """Score one labelled case, of the cohort or a new scan.
+
+    Args:
+        masks: per configuration the predicted mask.
+        labels: value and name of every foreground label.
+    Returns:
+        One score per mask and label, in the order of both.
+    Raises:
+        ImageError: a file cannot be read, or a mask does not lie on the grid of the reference.
+    """
+    assert case.label is not None, case
+    reference, grid = read_labels_ras(case.label)
+    scores = []
+    for configuration, path in masks.items():
+        prediction = _read_mask(path, case, grid)
+        measures = measure(
+            reference, prediction, labels=list(labels), spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm
+        )
+        scores += [
+            Score(
+                configuration=configuration,
+                fold=case.fold,
+                case=case.case,
+                subject=case.subject,
+                name=labels[measured.label],
+                tolerance_mm=tolerance_mm,
+                diagonal_mm=_diagonal_mm(grid),
+                **asdict(measured),
+            )
+            for measured in measures
+        ]
+    return scores
+
+
+def _read_mask(path: Path, case: Case, reference: Grid) -> Segmentation:
+    mask, grid = read_labels_ras(path)
+    if grid.shape != reference.shape:
+        raise ImageError(
+            f"{case.case}: mask {path} has shape {grid.shape}, reference {case.label} "
+            f"{reference.shape} in RAS order. Put both on the grid of the scan."
+        )
+    if (shift_mm := grid.distance_mm(reference)) > LARGEST_SHIFT * min(reference.spacing_mm):
+        raise ImageError(
+            f"{case.case}: mask {path} lies {shift_mm:.3g} mm off reference {case.label}, at most "
+            f"{LARGEST_SHIFT * min(reference.spacing_mm):.3g} mm expected. Put both on the grid of the scan."
+        )
+    return mask
+
+
+def _diagonal_mm(grid: Grid) -> float:
+    return math.hypot(*(size * mm for size, mm in zip(grid.shape, grid.spacing_mm, strict=True)))
+
+
+def write_scores(path: Path, scores: Sequence[Score]) -> None:
+    columns = [field.name for field in fields(Score)]
+    records.write_table(path, columns, [_cells(asdict(score)) for score in scores])
+
+
+def write_summary(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    records.write_table(path, SUMMARY_COLUMNS, [_cells(row) for row in rows])
+
+
+def _cells(row: Mapping[str, object]) -> dict[str, object]:
+    return {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+
+
+def summarise(scores: Sequence[Score], *, seed: int = SEED) -> list[dict[str, object]]:
+    """Means over cases: one row per configuration and label, then one over all labels of the configuration.
+
+    A case without a value (label absent in both masks) is left out of a mean. A missed or invented label
+    counts: dsc and nsd 0, distances infinite, which `hd95_mm` leaves out and `hd95_worst_mm` replaces by the
+    diagonal of the scan. A mean of nothing is None. The row over all labels is the mean of the labels' means;
+    its counts are sums: pairs of case and label.
+
+    Intervals: 95 % percentile bootstrap over subjects, the same draws for all labels and configurations; None
+    where fewer than two subjects have a value.
+    """
+    rows: list[dict[str, object]] = []
+    for configuration in dict.fromkeys(score.configuration for score in scores):
+        rows += _summarise_one([score for score in scores if score.configuration == configuration], seed)
+    return rows
+
+
+def _summarise_one(scores: Sequence[Score], seed: int) -> list[dict[str, object]]:
+    cases = {score.case: score.subject for score in scores}
+    labels = {score.label: score.name for score in scores}
+    groups: list[tuple[int | str, str, Sequence[Score]]] = [
+        *((label, name, [one for one in scores if one.label == label]) for label, name in labels.items()),
+        (MEAN, "all labels", scores),
+    ]
+    shared = {"configuration": scores[0].configuration, "tolerance_mm": scores[0].tolerance_mm}
+    rows = [{**shared, "label": label, "name": name, **_counts(group)} for label, name, group in groups]
+    once, resamples = np.ones(len(cases)), draw_cases(list(cases.values()), seed=seed)
+    all_values = {(score.case, score.label): _values(score) for score in scores}
+    for measure_name in MEASURES:
+        table = [[all_values[case, label][measure_name] for label in labels] for case in cases]
+        values: PerCase = np.array(table, dtype=np.float64)  # None becomes NaN
+        for row, mean in zip(rows, means(values, once), strict=True):
+            row[measure_name] = None if math.isnan(mean) else float(mean)
+        if measure_name in WITH_INTERVAL:
+            for row, draws, (_, _, group) in zip(rows, means(values, resamples).T, groups, strict=True):
+                has_spread = _num_subjects(group) >= 2
+                low, high = np.nanpercentile(draws, INTERVAL_PERCENT).tolist() if has_spread else (None, None)
+                row |= {f"{measure_name}_low": low, f"{measure_name}_high": high}
+    return rows
+
+
+def _counts(scores: Sequence[Score]) -> dict[str, int]:
+    counts = {column: sum(score.status == status for score in scores) for column, status in COUNTS.items()}
+    return {"n": len(scores), "n_used": len(scores) - counts["n_absent_ok"], **counts}
+
+
+def _num_subjects(scores: Sequence[Score]) -> int:
+    return len({score.subject for score in scores if score.status != "absent_ok"})
+
+
+def _values(score: Score) -> dict[str, float | None]:
+    """What the summary averages, by its column."""
+    values = {"dsc": score.dsc, "nsd": score.nsd}
+    for name in DISTANCES:
+        distance_mm = getattr(score, f"{name}_mm")
+        is_infinite = distance_mm is not None and math.isinf(distance_mm)
+        values[f"{name}_mm"] = None if is_infinite else distance_mm
+        values[f"{name}_worst_mm"] = score.diagonal_mm if is_infinite else distance_mm
+    difference_ml = score.volume_difference_ml
+    return {**values, "volume_difference_ml": difference_ml, "volume_difference_abs_ml": abs(difference_ml)}
+
+
+def draw_cases(subjects: Sequence[str], *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Weights:
+    """Draw as many subjects as there are, with replacement; all cases of a drawn subject come along.
+
+    Args:
+        subjects: (N,) the subject of every case.
+    Returns:
+        (R, N) how often each case is drawn.
+    """
+    unique, subject_of_case = np.unique(np.array(subjects), return_inverse=True)
+    num_subjects = len(unique)
+    chances = np.full(num_subjects, 1 / num_subjects)
+    drawn = np.random.default_rng(seed).multinomial(num_subjects, chances, num_resamples)
+    return drawn[:, subject_of_case].astype(np.float64)
+
+
+def means(values: PerCase, weights: Weights) -> Means:
+    """Per label the weighted mean over the cases with a value, then the mean over the labels with one."""
+    has_value = np.isfinite(values)
+    sums, counts = weights @ np.where(has_value, values, 0), weights @ has_value
+    per_label = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    has_mean = np.isfinite(per_label)
+    total, num_labels = np.where(has_mean, per_label, 0).sum(axis=-1), has_mean.sum(axis=-1)
+    overall = np.divide(total, num_labels, out=np.full(np.shape(total), np.nan), where=num_labels > 0)
+    return np.concatenate([per_label, overall[..., np.newaxis]], axis=-1)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,62 @@
+"""One prepared scan and some networks to class probabilities, window by window. The inferer is MONAI's."""
+
+from collections.abc import Sequence
+from itertools import chain, combinations
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+
+from pipeline.images import Volume
+from pipeline.nn.checkpoints import Model
+from pipeline.nn.device import Device, channels_last
+
+WINDOW_VOXELS = 500_000  # computed at once
+
+
+def predict_probabilities(
+    models: Sequence[Model], image: Volume, device: Device, *, overlap: float, mirror: Sequence[int] = ()
+) -> Volume:
+    """(C, D, H, W) to (L, D, H, W): the mean over models and over the mirrored copies along the spatial axes `mirror`.
+
+    2D models see the volume slice by slice. Windows are weighted by a Gaussian around their centre.
+    """
+    plan = models[0].plan
+    batch = torch.from_numpy(np.ascontiguousarray(image))
+    batch = batch.movedim(1, 0) if plan.dims == 2 else batch[None]
+    total = torch.zeros(len(plan.labels), *image.shape[1:])
+    copies = [tuple(axis + 2 for axis in axes) for axes in mirrored_copies(mirror)]
+    for model in models:
+        for axes in copies:
+            logits = _window_by_window(model, batch.flip(axes), device, overlap).flip(axes)
+            probabilities = torch.softmax(logits.float(), dim=1)
+            total += probabilities.movedim(0, 1) if plan.dims == 2 else probabilities[0]
+    return (total / (len(models) * len(copies))).numpy()
+
+
+def mirrored_copies(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every subset of the axes, the empty one first."""
+    return list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
+
+
+@torch.inference_mode()
+def _window_by_window(model: Model, batch: torch.Tensor, device: Device, overlap: float) -> torch.Tensor:
+    plan = model.plan
+
+    def predictor(windows: torch.Tensor) -> torch.Tensor:
+        with device.precision():
+            logits: torch.Tensor = model.network(windows.to(memory_format=channels_last(plan.dims)))
+        return logits.float()
+
+    logits = sliding_window_inference(
+        batch,
+        roi_size=plan.patch_size,
+        sw_batch_size=max(1, WINDOW_VOXELS // int(np.prod(plan.patch_size))),
+        predictor=predictor,
+        overlap=overlap,
+        mode="gaussian",
+        sw_device=device.where,
+        device=torch.device("cpu"),
+    )
+    assert isinstance(logits, torch.Tensor)
+    return logits

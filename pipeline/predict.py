@@ -1,0 +1,77 @@
+"""The cases of one fold and the weights that never saw them to masks on the original grid, and probabilities if wanted.
+
+Knows one configuration at a time; combining configurations is `ensemble`'s.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline import errors, records
+from pipeline.errors import ImageError
+from pipeline.images import Segmentation, Volume, write_mask
+from pipeline.nn.checkpoints import Model, load_model
+from pipeline.nn.device import Device, pick_device
+from pipeline.nn.sliding import predict_probabilities
+from pipeline.paths import Results
+from pipeline.plan import Plan, mirror_axes
+from pipeline.preprocess import Placement, load_image, load_placement, restore
+from pipeline.probabilities import save_probabilities
+
+
+def main(
+    results: str,
+    configuration: str,
+    fold: int,
+    settings: str,
+    keep_probabilities: bool = False,
+    device: str = "auto",
+    threads: int = 1,
+) -> None:
+    """`keep_probabilities` is needed when several configurations are to be combined."""
+    files = Results(results)
+    torch.set_num_threads(threads)
+    wanted, processor = json.loads(settings), pick_device(device)
+    records.verify_file_list(files.preprocessed(configuration, fold))
+    model = load_model(files.model(configuration, fold), processor.where)
+    made: list[Path] = []
+    for case in tqdm(records.cases_of_fold(records.read_cases(files.cases), fold), desc="predict", mininterval=5):
+        folder = files.arrays(configuration, case.case)
+        probabilities = predict_case([model], load_image(folder), load_placement(folder), processor, wanted)
+        mask = files.mask(configuration, case.case)
+        write_mask(mask, label_map(probabilities, model.plan, case.case), case.channels[0])
+        made.append(mask)
+        if keep_probabilities:
+            made.append(files.probabilities(configuration, case.case))
+            save_probabilities(made[-1], probabilities)
+    records.write_file_list(files.predicted(configuration, fold), made)
+
+
+def predict_case(
+    models: list[Model], image: Volume, placement: Placement, device: Device, settings: dict[str, Any]
+) -> Volume:
+    """(C, D, H, W) as prepared to probabilities (L, I, J, K) on the scan's RAS grid."""
+    axes = mirror_axes(models[0].plan, settings["mirror_axes"]) if settings["mirror"] else []
+    probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirror=axes)
+    return restore(probabilities, placement)
+
+
+def label_map(probabilities: Volume, plan: Plan, case: str) -> Segmentation:
+    """(L, I, J, K) to (I, J, K) label values.
+
+    Raises:
+        ImageError: not finite; the most likely class of NaN would be a plausible background.
+    """
+    if not np.isfinite(probabilities).all():
+        raise ImageError(f"{case}: the network's output is not finite, so no mask is written. Check scan and weights.")
+    values: NDArray[np.int32] = np.asarray(plan.labels, dtype=np.int32)
+    return values[probabilities.argmax(axis=0)]
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,177 @@
+"""A checked case and a plan to arrays that a network reads: oriented, cropped, resampled, normalised; and the way back.
+
+`prepare` and `restore` are inverse in geometry: what leaves through `restore` lies on the voxels that came in.
+Imports no torch.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.contrib.concurrent import process_map
+
+from pipeline import errors, records
+from pipeline.errors import ImageError
+from pipeline.images import Segmentation, Spacing, Volume, read_labels_ras, read_ras
+from pipeline.intensity import nonzero_box, normalise
+from pipeline.paths import Results
+from pipeline.plan import RAS_AXES, Plan, read_plan
+from pipeline.records import Case
+from pipeline.resample import interpolation_orders, resample, resample_labels, resampled_shape
+
+LOCATIONS_PER_LABEL = 5000  # voxels remembered as centres of foreground patches
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a prepared array lies in its scan.
+
+    `shape_ras` and `box` (start, stop per axis) are voxels of the scan in RAS order; `cropped_shape` and `spacing_mm`
+    (before resampling) run along the plan's axes, as does the prepared array.
+    """
+
+    axes: str
+    shape_ras: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
+    cropped_shape: tuple[int, ...]
+    spacing_mm: Spacing
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`image` (C, D, H, W), `classes` (D, H, W) as indices into the plan's labels, along the plan's axes."""
+
+    image: Volume
+    classes: NDArray[np.uint16] | None
+    placement: Placement
+
+
+def main(results: str, configuration: str, fold: int, threads: int = 1) -> None:
+    files = Results(results)
+    plan = read_plan(files.plan(configuration))
+    cases = records.cases_of_fold(records.read_cases(files.cases), fold)
+    folders = [files.arrays(configuration, case.case) for case in cases]
+    made = process_map(
+        partial(preprocess_case, plan=plan), cases, folders, max_workers=threads, desc="preprocess", mininterval=1
+    )
+    records.write_file_list(files.preprocessed(configuration, fold), [path for paths in made for path in paths])
+
+
+def preprocess_case(case: Case, folder: Path, plan: Plan) -> list[Path]:
+    """Write the arrays of one case below `folder`, each file memory-mappable."""
+    channels, spacing_mm = read_channels(case)
+    labels = read_labels_ras(case.label)[0] if case.label else None
+    prepared = prepare(channels, spacing_mm, plan, labels)
+    files = save_prepared(prepared, folder)
+    return files
+
+
+def read_channels(case: Case) -> tuple[Volume, Spacing]:
+    """(C, I, J, K) in RAS order and the spacing in mm.
+
+    Raises:
+        ImageError: the channels of the case do not share a shape.
+    """
+    volumes, grids = zip(*(read_ras(path) for path in case.channels), strict=True)
+    shapes = {grid.shape for grid in grids}
+    if len(shapes) > 1:
+        raise ImageError(
+            f"{case.case}: channels of shapes {sorted(shapes)}, one shape expected. Resample the channels."
+        )
+    return np.stack(volumes), grids[0].spacing_mm
+
+
+def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: Segmentation | None = None) -> Prepared:
+    """Crop to nonzero, resample to the plan's spacing, normalise.
+
+    Args:
+        channels: (C, I, J, K) in RAS order, scan units.
+        spacing_mm: of the scan, along its RAS axes.
+        labels: (I, J, K) label values in RAS order.
+    """
+    order = [RAS_AXES.index(axis) for axis in plan.axes]
+    box = nonzero_box(channels)
+    cropped = channels[(slice(None), *box)].transpose(0, *(axis + 1 for axis in order))
+    spacing = tuple(spacing_mm[axis] for axis in order)
+    target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
+    shape = resampled_shape(cropped.shape[1:], spacing, target)
+    rules = zip(cropped, plan.normalisation, plan.foreground_intensity, strict=True)
+    normalised = np.stack([normalise(channel, scheme, foreground) for channel, scheme, foreground in rules])
+    image = resample(normalised, shape, interpolation_orders(spacing, target, order=3))
+    placement = Placement(
+        axes=plan.axes,
+        shape_ras=channels.shape[1:],
+        box=tuple((part.start, part.stop) for part in box),
+        cropped_shape=cropped.shape[1:],
+        spacing_mm=spacing,
+    )
+    classes = None
+    if labels is not None:
+        indices = _label_indices(labels[box].transpose(order), plan)
+        classes = resample_labels(indices, shape, interpolation_orders(spacing, target, order=1)).astype(np.uint16)
+    return Prepared(image, classes, placement)
+
+
+def _label_indices(labels: Segmentation, plan: Plan) -> NDArray[np.uint16]:
+    indices = np.searchsorted(plan.labels, labels).astype(np.uint16)
+    assert (np.take(plan.labels, indices, mode="clip") == labels).all(), "check refuses undeclared labels"
+    return indices
+
+
+def restore(probabilities: Volume, placement: Placement) -> Volume:
+    """(L, D, H, W) on a prepared grid to (L, I, J, K) on the scan's RAS grid; outside the crop all is background."""
+    shape = placement.cropped_shape
+    zoomed = [
+        own * old / new for own, old, new in zip(placement.spacing_mm, shape, probabilities.shape[1:], strict=True)
+    ]
+    orders = interpolation_orders(tuple(zoomed), placement.spacing_mm, order=1)
+    resampled = resample(probabilities, shape, orders)
+    back = [placement.axes.index(axis) + 1 for axis in RAS_AXES]
+    whole = np.zeros((len(probabilities), *placement.shape_ras), dtype=np.float32)
+    whole[records.BACKGROUND] = 1
+    whole[(slice(None), *(slice(*part) for part in placement.box))] = resampled.transpose(0, *back)
+    return whole
+
+
+def save_prepared(prepared: Prepared, folder: Path) -> list[Path]:
+    arrays: dict[str, NDArray] = {"image": prepared.image}
+    if prepared.classes is not None:
+        arrays |= {"classes": prepared.classes, "locations": foreground_locations(prepared.classes)}
+    for name, array in arrays.items():
+        with records.written_whole(folder / f"{name}.npy") as partial_path, partial_path.open("wb") as handle:
+            np.save(handle, array)
+    records.write_json(folder / "placement.json", asdict(prepared.placement))
+    return [*(folder / f"{name}.npy" for name in arrays), folder / "placement.json"]
+
+
+def foreground_locations(classes: NDArray[np.uint16]) -> NDArray[np.int32]:
+    """(N, 4): class index and voxel of up to 5000 voxels per foreground class, spread evenly; (0, 4) if there is none."""
+    found = []
+    for index in np.unique(classes):
+        if index == records.BACKGROUND:
+            continue
+        voxels = np.argwhere(classes == index)
+        voxels = voxels[:: max(1, len(voxels) // LOCATIONS_PER_LABEL)]
+        found.append(np.column_stack([np.full(len(voxels), index), voxels]))
+    return np.concatenate(found).astype(np.int32) if found else np.empty((0, 4), np.int32)
+
+
+def load_image(folder: Path) -> Volume:
+    return np.load(folder / "image.npy", mmap_mode="r")
+
+
+def load_placement(folder: Path) -> Placement:
+    content = records.read_json(folder / "placement.json")
+    return Placement(
+        axes=content["axes"],
+        shape_ras=tuple(content["shape_ras"]),
+        box=tuple((start, stop) for start, stop in content["box"]),
+        cropped_shape=tuple(content["cropped_shape"]),
+        spacing_mm=tuple(content["spacing_mm"]),
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)
