@@ -4,9 +4,9 @@ Knows the schema; does not look at the cohort or at any result.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
@@ -51,19 +51,17 @@ def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError) -> str:
+    schema, full = cast(dict[str, Any], error.schema), cast(dict[str, Any], error.instance)
     place = ".".join(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":
-        return "; ".join(_explain_unknown_key(key, place, error.schema["properties"]) for key in _unknown_keys(error))
+        known = schema["properties"]
+        return "; ".join(_explain_unknown_key(key, place, known) for key in full if key not in known)
     if error.validator == "required":
-        missing = [key for key in error.schema["required"] if key not in error.instance]
+        missing = [key for key in schema["required"] if key not in full]
         return f"config: {' and '.join(missing)} missing. Two lines are needed: `name:` and `cohort:`."
     return (
         f"config: {place or 'config'} is {error.instance!r}: {error.message.removeprefix(repr(error.instance)).strip()}"
     )
-
-
-def _unknown_keys(error: ValidationError) -> Iterator[str]:
-    return (key for key in error.instance if key not in error.schema["properties"])
 
 
 def _explain_unknown_key(key: str, place: str, known: Mapping[str, object]) -> str:

@@ -47,7 +47,7 @@ def main(results: str, configurations: str, folds: str, threads: int = 1) -> Non
                 str(fold): {"chosen": list(chosen[fold]), "reason": explain(len(numbers), len(names))}
                 for fold in numbers
             },
-            "for_new_scans": list(max(offered, key=everything.__getitem__)),
+            "for_new_scans": list(best(offered, everything)),
             "scores": {"+".join(combination): value for combination, value in everything.items()},
             "files": {str(mask): records.sha256(mask) for mask in masks},
         },
@@ -103,6 +103,11 @@ def mean_scores(
     return means
 
 
+def best(offered: Sequence[Combination], means: Mapping[Combination, float]) -> Combination:
+    """The one with the highest mean; of equal ones the first offered."""
+    return offered[int(np.argmax([means[combination] for combination in offered]))]
+
+
 def choose(
     scores: Sequence[Mapping[Combination, float | None]],
     fold_of_case: Sequence[int],
@@ -114,7 +119,7 @@ def choose(
     for fold in folds:
         others = [score for score, own in zip(scores, fold_of_case, strict=True) if own != fold]
         means = mean_scores(others, offered)
-        chosen[fold] = max(offered, key=means.__getitem__)
+        chosen[fold] = best(offered, means)
     return chosen
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
@@ -36,7 +37,7 @@ class Grid:
 
     @property
     def spacing_mm(self) -> Spacing:
-        return tuple(float(size) for size in nib.affines.voxel_sizes(self.affine))
+        return tuple(float(size) for size in voxel_sizes(self.affine))
 
     @property
     def orientation(self) -> str:
@@ -46,7 +47,7 @@ class Grid:
     def corners_mm(self) -> NDArray[np.float64]:
         """(8, 3): the centres of the corner voxels in RAS+ mm."""
         indices = np.stack(np.meshgrid(*([0, size - 1] for size in self.shape)), axis=-1).reshape(-1, 3)
-        return nib.affines.apply_affine(self.affine, indices)
+        return apply_affine(self.affine, indices)
 
     def distance_mm(self, other: "Grid") -> float:
         """The largest displacement of a corner voxel, mm; infinite when the shapes differ."""

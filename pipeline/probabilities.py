@@ -18,4 +18,4 @@ def save_probabilities(path: Path, probabilities: Volume) -> None:
 
 def load_probabilities(path: Path) -> Volume:
     with np.load(path) as content:
-        return np.asarray(content["probabilities"], dtype=np.float32) / STEPS
+        return np.asarray(content["probabilities"] / np.float32(STEPS), dtype=np.float32)
