@@ -1,0 +1,82 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import SCHEMA, complete
+from pipeline.errors import ConfigError
+
+TWO_LINES = {"name": "hippocampus", "cohort": "scans"}
+CONFIG = (Path(__file__).parents[1] / "config.yaml").read_text()
+
+
+def test_two_lines_are_enough():
+    config = complete(TWO_LINES)
+    assert config["folds"] == 5
+    assert config["run_folds"] == [0, 1, 2, 3, 4]
+    assert {name: part["dims"] for name, part in config["configurations"].items()} == {"2d": 2, "3d_fullres": 3}
+    assert config["train"]["minutes"] == 60
+
+
+def test_configurations_may_be_a_list_of_known_names():
+    assert list(complete({**TWO_LINES, "configurations": ["3d_fullres"]})["configurations"]) == ["3d_fullres"]
+
+
+def test_completing_leaves_the_users_own_mapping_untouched():
+    given = {**TWO_LINES, "train": {"minutes": 3}, "configurations": {"2d": None}}
+    complete(given)
+    assert given == {**TWO_LINES, "train": {"minutes": 3}, "configurations": {"2d": None}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flods": 3}, "unknown key 'flods'. Did you mean 'folds'?"),
+        ({"train": {"minuts": 3}}, "unknown key 'train.minuts'. Did you mean 'minutes'?"),
+        ({"zzz": 1}, "unknown key 'zzz'. Known keys: name, cohort"),
+        ({"folds": "many"}, "folds is 'many': is not of type 'integer'"),
+        ({"folds": 1}, "folds is 1: is less than the minimum of 2"),
+        ({"name": "a b"}, "name is 'a b'"),
+        ({"name": "../up"}, "name is '../up'"),
+        ({"run_folds": [7]}, "run_folds has [7], yet folds is 5: 0 to 4 exist"),
+        ({"train": {"minutes": 3, "epochs": 2}}, "train has minutes and epochs: one budget expected"),
+        ({"configurations": ["attention"]}, "configurations.attention needs `dims: 2` or `dims: 3`"),
+        ({"configurations": {"ensemble": {"dims": 3}}}, "configurations"),
+        ({"configurations": {"2d": {"patch_size": [8, 8, 8]}}}, "2 numbers expected, for dims is 2"),
+        ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet']"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line_that_names_it(change, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        complete({**TWO_LINES, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_keys_are_named_once():
+    with pytest.raises(ConfigError, match="config: name and cohort missing"):
+        complete({})
+
+
+def test_config_yaml_is_valid_and_shows_every_knob():
+    complete(yaml.safe_load(CONFIG))
+    assert [key for key in SCHEMA["properties"] if not re.search(rf"^#? ?{key}:", CONFIG, re.MULTILINE)] == []
+    for section in ("train", "predict", "evaluate", "report"):
+        for key in SCHEMA["properties"][section]["properties"]:
+            assert re.search(rf"^#? +{key}:", CONFIG, re.MULTILINE), f"{section}.{key}"
+    for key in SCHEMA["$defs"]["configuration"]["properties"]:
+        assert re.search(rf"^#.*\b{key}:", CONFIG, re.MULTILINE), key
+
+
+def test_the_defaults_that_config_yaml_shows_are_those_of_the_schema():
+    shown = yaml.safe_load(
+        "\n".join(line[2:] for line in CONFIG.splitlines() if re.match(r"# ( *)[a-z_]+:( |$)", line))
+    )
+    defaults = complete(TWO_LINES)
+    for key, value in shown.items():
+        if key in SCHEMA["properties"] and "default" in SCHEMA["properties"][key] and not isinstance(value, dict):
+            assert value == SCHEMA["properties"][key]["default"], key
+    for section in ("train", "predict", "evaluate", "report"):
+        for key, value in shown[section].items():
+            if "default" in SCHEMA["properties"][section]["properties"][key] or key in defaults[section]:
+                assert value == defaults[section][key], f"{section}.{key}"

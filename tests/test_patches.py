@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.nn.patches import PatchSource, cut, draw_batch, draw_start, open_sources
+from pipeline.preprocess import foreground_locations
+
+SHAPE = (9, 21, 17)
+
+
+def make_source(case="a", shape=SHAPE):
+    classes = np.zeros(shape, np.uint16)
+    classes[-1, -2:, -1] = 2  # a rare label in a corner
+    classes[3:6, 4:9, 4:9] = 1
+    image = np.arange(classes.size, dtype=np.float32).reshape(1, *shape)
+    return PatchSource(case, image, classes, foreground_locations(classes))
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_a_patch_never_leaves_a_volume_that_is_large_enough(seed, is_foreground):
+    start = draw_start(make_source(), (4, 8, 8), is_foreground, np.random.default_rng(seed))
+    assert all(0 <= first <= size - edge for first, size, edge in zip(start, SHAPE, (4, 8, 8), strict=True))
+
+
+@given(st.integers(0, 10_000))
+def test_a_foreground_patch_holds_foreground(seed):
+    source = make_source()
+    for patch_size in ((4, 8, 8), (8, 8)):
+        start = draw_start(source, patch_size, True, np.random.default_rng(seed))
+        assert cut(source.classes[None], start, patch_size).any()
+
+
+def test_foreground_patches_take_labels_evenly_and_lie_at_random_offsets():
+    source, random = make_source(), np.random.default_rng(0)
+    starts = [draw_start(source, (4, 8, 8), True, random) for _ in range(300)]
+    with_rare = [start for start in starts if (cut(source.classes[None], start, (4, 8, 8)) == 2).any()]
+    assert 0.35 < len(with_rare) / len(starts) < 0.65
+    assert len({start for start in starts if start not in with_rare}) > 50
+
+
+def test_a_volume_smaller_than_the_patch_lies_in_the_middle_of_zeros():
+    source = make_source(shape=(6, 10, 10))
+    start = draw_start(source, (8, 12, 12), True, np.random.default_rng(0))
+    patch = cut(source.image + 1, start, (8, 12, 12))
+    assert patch.shape == (1, 8, 12, 12)
+    assert np.array_equal(patch[0, 1:7, 1:11, 1:11], source.image[0] + 1)
+    assert patch.sum() == (source.image + 1).sum()
+
+
+@pytest.mark.parametrize("patch_size", [(8, 8), (4, 8, 8)])
+def test_the_same_generator_state_gives_the_same_batch_and_image_and_reference_match(patch_size):
+    sources = [make_source("a"), make_source("b")]
+    first, second = (draw_batch(sources, patch_size, 5, 0.5, np.random.default_rng(7)) for _ in range(2))
+    assert (first[0] == second[0]).all()
+    image, reference = first
+    assert image.shape == reference.shape == (5, 1, *patch_size)
+    expected = sources[0].classes.ravel()[image.numpy().astype(int)]
+    assert np.array_equal(reference.numpy(), expected)
+
+
+def test_a_case_without_foreground_still_gives_patches():
+    empty = PatchSource("e", np.ones((1, *SHAPE), np.float32), np.zeros(SHAPE, np.uint16), np.empty((0, 4), np.int32))
+    image, reference = draw_batch([empty], (4, 8, 8), 2, 1.0, np.random.default_rng(0))
+    assert image.shape == (2, 1, 4, 8, 8)
+    assert not reference.any()
+
+
+def test_a_cohort_larger_than_a_quarter_of_the_memory_is_mapped(tmp_path):
+    source = make_source()
+    for name in ("image", "classes", "locations"):
+        np.save(tmp_path / f"{name}.npy", getattr(source, name))
+    assert isinstance(open_sources([tmp_path], free_bytes=1000)[0].image, np.memmap)
+    assert not isinstance(open_sources([tmp_path], free_bytes=10**9)[0].image, np.memmap)

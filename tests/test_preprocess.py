@@ -1,0 +1,144 @@
+"""Preparing a scan and restoring a prediction are inverse in geometry; names of axes never get mixed up."""
+
+import dataclasses
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from pipeline.errors import ImageError
+from pipeline.intensity import describe
+from pipeline.plan import Plan
+from pipeline.preprocess import (
+    foreground_locations,
+    load_image,
+    load_placement,
+    prepare,
+    preprocess_case,
+    read_channels,
+    restore,
+)
+from pipeline.records import Case
+
+SHAPE, SPACING = (18, 22, 13), (0.7, 1.0, 2.5)
+
+
+def make_plan(**changes):
+    plan = Plan(
+        configuration="3d_fullres",
+        dims=3,
+        network="unet",
+        axes="zyx",
+        spacing_mm=(2.5, 1.0, 0.7),
+        median_shape=(13, 22, 18),
+        patch_size=(16, 24, 16),
+        batch_size=2,
+        strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        labels=(0, 2, 5),
+        channels=("MRI",),
+        normalisation=("zscore",),
+        foreground_intensity=(describe(np.empty(0)),),
+        widths=(),
+        reasons={},
+    )
+    return dataclasses.replace(plan, **changes)
+
+
+def labelled_scan():
+    """(1, I, J, K) and (I, J, K): a block of label 5 that touches the border, a smaller one of label 2."""
+    labels = np.zeros(SHAPE, np.int32)
+    labels[2:12, 3:17, 0:7] = 5
+    labels[10:16, 6:19, 7:11] = 2
+    image = labels[None].astype(np.float32) * 100 + 50 + np.random.default_rng(0).normal(size=(1, *SHAPE)).astype("f4")
+    return image, labels
+
+
+def one_hot(classes, num_classes=3):
+    return np.stack([(classes == index).astype(np.float32) for index in range(num_classes)])
+
+
+@pytest.mark.parametrize("axes", ["zyx", "xzy", "yxz"])
+def test_restoring_prepared_labels_at_their_own_spacing_gives_them_back(axes):
+    image, labels = labelled_scan()
+    spacing = tuple(SPACING["xyz".index(axis)] for axis in axes)
+    plan = make_plan(axes=axes, spacing_mm=spacing)
+    prepared = prepare(image, SPACING, plan, labels)
+    assert prepared.image.shape[1:] == tuple(SHAPE["xyz".index(axis)] for axis in axes)
+    restored = np.array(plan.labels)[restore(one_hot(prepared.classes), prepared.placement).argmax(axis=0)]
+    assert np.array_equal(restored, labels)
+
+
+def test_restoring_from_another_spacing_keeps_nearly_every_voxel_and_every_centre():
+    image, labels = labelled_scan()
+    prepared = prepare(image, SPACING, make_plan(spacing_mm=(2.0, 0.9, 0.9)), labels)
+    restored = np.array([0, 2, 5])[restore(one_hot(prepared.classes), prepared.placement).argmax(axis=0)]
+    assert (restored == labels).mean() > 0.97
+    for label in (2, 5):
+        before, after = (ndimage.center_of_mass(mask == label) for mask in (labels, restored))
+        assert np.abs(np.subtract(before, after)).max() < 0.9 / 0.7 / 2, "half a voxel of the prepared grid"
+
+
+def test_a_2d_plan_leaves_the_slices_as_they_are():
+    image, labels = labelled_scan()
+    prepared = prepare(image, SPACING, make_plan(dims=2, spacing_mm=(None, 2.0, 2.0)), labels)
+    assert prepared.image.shape == (1, 13, 11, 6)
+
+
+def test_zeros_around_the_patient_are_cropped_and_come_back_as_background():
+    image, labels = labelled_scan()
+    inside = (slice(2, 17), slice(3, 20), slice(0, 12))
+    cropped = np.zeros_like(image)
+    cropped[(0, *inside)] = image[(0, *inside)]
+    prepared = prepare(cropped, SPACING, make_plan(), labels)
+    assert prepared.image.shape == (1, 12, 17, 15)
+    whole = restore(np.full((3, 12, 17, 15), 1 / 3, np.float32), prepared.placement)
+    assert whole.shape == (3, *SHAPE)
+    assert (whole[:, 0, 0, 0] == [1, 0, 0]).all()
+
+
+def test_probabilities_still_add_up_to_one_after_restoring():
+    image, _ = labelled_scan()
+    prepared = prepare(image, SPACING, make_plan(spacing_mm=(2.0, 0.9, 0.9)))
+    random = np.random.default_rng(0).random((3, *prepared.image.shape[1:]), np.float32)
+    whole = restore(random / random.sum(axis=0), prepared.placement)
+    assert np.abs(whole.sum(axis=0) - 1).max() < 1e-5
+
+
+def test_labels_become_indices_into_the_plans_labels():
+    image, labels = labelled_scan()
+    prepared = prepare(image, SPACING, make_plan(), labels)
+    assert set(np.unique(prepared.classes)) == {0, 1, 2}
+    assert (prepared.classes == 2).sum() == (labels == 5).sum()
+
+
+def test_foreground_locations_name_voxels_of_their_class_and_none_without_foreground():
+    _, labels = labelled_scan()
+    locations = foreground_locations(labels.astype(np.uint16))
+    assert all(labels[tuple(voxel)] == label for label, *voxel in locations)
+    assert foreground_locations(np.zeros(SHAPE, np.uint16)).shape == (0, 4)
+
+
+def save_case(folder, channels):
+    affine = np.diag((*SPACING, 1.0))
+    paths = []
+    for index, array in enumerate(channels):
+        paths.append(folder / f"scan_{index}.nii.gz")
+        nib.save(nib.Nifti1Image(array.astype(np.float32), affine), paths[-1])
+    return Case("a", "a", 0, None, tuple(paths))
+
+
+def test_arrays_on_disk_are_what_was_prepared(tmp_path):
+    image, _ = labelled_scan()
+    case = save_case(tmp_path, image)
+    preprocess_case(case, tmp_path / "arrays", make_plan())
+    prepared = prepare(*read_channels(case), make_plan())
+    assert np.array_equal(load_image(tmp_path / "arrays"), prepared.image)
+    assert load_placement(tmp_path / "arrays") == prepared.placement
+
+
+def test_channels_of_different_shapes_are_refused(tmp_path):
+    case = save_case(tmp_path, [np.ones(SHAPE), np.ones((4, 4, 4))])
+    with pytest.raises(ImageError, match="a: channels of shapes .* one shape expected"):
+        read_channels(case)

@@ -1,0 +1,58 @@
+"""Promises about the project as a whole: which module imports what, and that versions and names agree everywhere."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+STAGES = "discover check fingerprint plan preprocess train predict ensemble evaluate report".split()
+HEAVY = {"train", "predict", "segment"}
+LIGHT = sorted(
+    path.stem for path in (ROOT / "pipeline").iterdir() if path.stem not in {"nn", "__pycache__", "__init__"}
+)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pins(lines):
+    found = (re.fullmatch(r"\s*-?\s*([A-Za-z0-9_.-]+)==(\S+)", line) for line in lines)
+    return {match[1].lower().replace("_", "-"): match[2] for match in found if match}
+
+
+CONSTRAINTS = pins((ROOT / "envs" / "constraints.txt").read_text().splitlines())
+
+
+@pytest.mark.parametrize("module", [name for name in LIGHT if name.split(".")[0] not in HEAVY])
+def test_light_modules_import_neither_torch_nor_monai(module):
+    name = module.split(".")[0]
+    code = f"import sys, pipeline.{name}; sys.exit(bool({{'torch', 'monai'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_every_stage_is_a_module_and_a_rule_in_the_order_of_the_flow():
+    rules = re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.MULTILINE)
+    assert rules == ["all", *STAGES, "segment"]
+    for stage in STAGES:
+        assert (ROOT / "pipeline" / f"{stage}.py").exists() or (ROOT / "pipeline" / stage / "__main__.py").exists()
+
+
+def test_conda_and_pip_pin_the_same_versions_and_pyproject_allows_them():
+    environment = yaml.safe_load((ROOT / "envs" / "environment.yaml").read_text())
+    conda = pins(environment["dependencies"][-1]["pip"])
+    needed = [Requirement(text) for text in PROJECT["dependencies"]]
+    assert sorted(conda) == sorted(requirement.name for requirement in needed)
+    for requirement in needed:
+        assert conda[requirement.name] == CONSTRAINTS[requirement.name]
+        assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
+    for requirement in map(Requirement, PROJECT["optional-dependencies"]["test"]):
+        assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
+
+
+def test_the_default_profile_lets_a_killed_run_go_on():
+    profile = yaml.safe_load((ROOT / "profiles" / "default" / "config.yaml").read_text())
+    assert profile["rerun-incomplete"] is True

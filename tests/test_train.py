@@ -1,0 +1,175 @@
+"""Training learns, resumes to the same bytes, and refuses what it cannot use. Tiny on purpose: a few steps on the CPU."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import train as module
+from pipeline.errors import TrainingError
+from pipeline.nn.checkpoints import load_checkpoint, load_model, save_checkpoint, save_model
+from pipeline.nn.device import Device
+from pipeline.nn.losses import deep_supervision_loss
+from pipeline.nn.networks import build_network
+from pipeline.nn.patches import PatchSource
+from pipeline.nn.sliding import mirrored_copies, predict_probabilities
+from pipeline.plan import Width
+from pipeline.preprocess import foreground_locations
+from tests.test_preprocess import make_plan
+
+CPU = Device(torch.device("cpu"), None)
+SETTINGS = dict(learning_rate=0.01, weight_decay=1e-4, foreground=0.5, mirror=[], augment=True)
+
+
+def tiny_plan(dims=3, **changes):
+    flat = dict(patch_size=(24, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3, batch_size=12) if dims == 2 else {}
+    return make_plan(**{"dims": dims, "widths": (Width(4, 0.01),), **flat, **changes})
+
+
+def blob_source(seed):
+    """A bright ball of class 1 and a dark ball of class 2 in noise."""
+    random = np.random.default_rng(seed)
+    voxels = np.stack(np.meshgrid(*(np.arange(size) for size in (16, 24, 20)), indexing="ij"))
+    classes = np.zeros((16, 24, 20), np.uint16)
+    for index, centre in enumerate(([8, 7, 6], [8, 16, 13]), start=1):
+        shifted = np.array(centre) + random.integers(-1, 2, size=3)
+        classes[((voxels - shifted[:, None, None, None]) ** 2).sum(0) < 20] = index
+    image = np.array([0, 2, -2])[classes] + random.normal(0, 0.3, classes.shape)
+    return PatchSource(f"case_{seed}", image[None].astype(np.float32), classes, foreground_locations(classes))
+
+
+def run(folder, settings, plan=None, fold=0):
+    sources = [blob_source(seed) for seed in range(3)]
+    return module.train(
+        plan or tiny_plan(),
+        {**SETTINGS, **settings},
+        CPU,
+        training=sources,
+        validation=[blob_source(9)],
+        seed=(1, fold),
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_network_learns_two_blobs_and_its_saved_model_finds_them(tmp_path, dims):
+    plan = tiny_plan(dims)
+    weights, width = run(tmp_path, {"iterations": 80}, plan)
+    (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
+    save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
+    model = load_model(tmp_path / "model.pt", CPU.where)
+    source = blob_source(20)
+    probabilities = predict_probabilities([model], source.image, CPU, overlap=0.5)
+    assert np.allclose(probabilities.sum(axis=0), 1, atol=1e-5)
+    found = probabilities.argmax(axis=0)
+    for label in (1, 2):
+        overlap = ((found == label) & (source.classes == label)).sum()
+        assert 2 * overlap / ((found == label).sum() + (source.classes == label).sum()) > 0.7
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "SMALLEST_SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "SAVING_SHARE", 1e9)
+    unbroken, _ = run(tmp_path / "unbroken", {"iterations": 12})
+
+    draw, calls = module.draw_batch, []
+
+    def killed_at_step_seven(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr(module, "NUM_VALIDATIONS", 1)
+    monkeypatch.setattr(module, "draw_batch", killed_at_step_seven)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", {"iterations": 12})
+    monkeypatch.setattr(module, "draw_batch", draw)
+    resumed, _ = run(tmp_path / "killed", {"iterations": 12})
+    assert "at step 7 after" in capsys.readouterr().out
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+
+
+def test_changed_settings_never_resume_an_old_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "SMALLEST_SAVE_INTERVAL_S", 0.0)
+    run(tmp_path, {"iterations": 3})
+    run(tmp_path, {"iterations": 3, "learning_rate": 0.02})
+    assert "of other data or settings; training starts afresh" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, capsys):
+    save_checkpoint(tmp_path / "checkpoint.pt", "key", {"step": 3})
+    assert load_checkpoint(tmp_path / "checkpoint.pt", "key")["step"] == 3
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    assert load_checkpoint(tmp_path / "checkpoint.pt", "key") is None
+    assert "damaged" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "none.pt", "key") is None
+
+
+def test_a_missing_or_damaged_model_is_named(tmp_path):
+    with pytest.raises(TrainingError, match=r"model\.pt: no trained model"):
+        load_model(tmp_path / "model.pt", CPU.where)
+    (tmp_path / "model.pt").write_bytes(b"not a model")
+    with pytest.raises(TrainingError, match=r"model\.pt: damaged"):
+        load_model(tmp_path / "model.pt", CPU.where)
+
+
+def test_folds_differ_and_the_same_fold_repeats(tmp_path):
+    first, again, other = (run(tmp_path / str(part), {"iterations": 2}, fold=part // 2)[0] for part in range(3))
+    name = next(iter(first))
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+
+
+def test_no_case_outside_the_fold_is_refused(tmp_path):
+    with pytest.raises(TrainingError, match="no labelled case is outside this fold"):
+        module.train(
+            tiny_plan(), {**SETTINGS, "iterations": 1}, CPU, training=[], validation=[], seed=(0, 0), folder=tmp_path
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "loss_of", lambda network, image, *_: network(image)[0].mean() * float("nan"))
+    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
+        run(tmp_path, {"iterations": 1})
+
+
+def test_progress_is_written_for_the_report(tmp_path):
+    run(tmp_path, {"iterations": 4})
+    lines = (tmp_path / "progress.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == list(module.PROGRESS)
+    assert lines[-1].split("\t")[0] == "4"
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing():
+    factors = [module.learning_rate_factor(progress) for progress in np.linspace(0, 1, 101)]
+    assert factors[0] < 0.01
+    assert 0.95 < max(factors) < 1.01
+    assert factors.index(max(factors)) == 5
+    assert factors[-1] < 0.01
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_training_gives_logits_at_every_resolution_but_the_two_coarsest_and_prediction_one(dims):
+    network = build_network(tiny_plan(dims), 4)
+    image = torch.zeros(1, 1, *tiny_plan(dims).patch_size)
+    outputs = network.train()(image)
+    assert outputs[0].shape[2:] == tiny_plan(dims).patch_size
+    assert len(outputs) == 2
+    assert network.eval()(image).shape == (1, 3, *image.shape[2:])
+
+
+def test_a_perfect_prediction_has_no_loss_and_a_wrong_one_has():
+    reference = torch.randint(3, (2, 1, 8, 8))
+    right = torch.nn.functional.one_hot(reference[:, 0], 3).movedim(-1, 1) * 50.0
+    assert deep_supervision_loss([right], reference, is_batch_dice=True) < 1e-3
+    assert deep_supervision_loss([-right], reference, is_batch_dice=True) > 1
+
+
+def test_mirrored_copies_are_all_subsets_of_the_axes():
+    assert mirrored_copies([]) == [()]
+    assert mirrored_copies([0, 2]) == [(), (0,), (2,), (0, 2)]
