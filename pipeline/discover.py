@@ -1,4 +1,4 @@
-"""A cohort folder, or the word `demo`, to `cases.tsv` and `cohort.json`: the files of each case, and the fold.
+"""A cohort folder, or the word `demo`, to `cases.tsv` and `cohort.json`: the files and fold of each case.
 
 Reads names only: no scan is opened, and a file that is listed but missing is left to `check`.
 """
@@ -71,8 +71,8 @@ def read_msd(folder: Path, *, labels: Names, channels: Names) -> tuple[Cohort, l
     _refuse_bad_ids(file, cases)
     if len(cohort.channels) > 1 and not any(case.channels[0].exists() for case in cases):
         raise CohortError(
-            f"{file}: {len(cohort.channels)} channels declared, yet no {cases[0].channels[0]} found. One file "
-            "per channel (case_0000.nii.gz, ...) expected, for 4-D files are not read yet. Split the files."
+            f"{file}: {len(cohort.channels)} channels declared, yet no {cases[0].channels[0]} found. One "
+            "file per channel (case_0000.nii.gz, ...) expected, for 4-D files are not read yet. Split the files."
         )
     return cohort, sorted(cases, key=lambda case: case.case)
 
@@ -85,7 +85,7 @@ def _read_description(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CohortError(
             f"{file.parent}: no dataset.json found, the layout of the Medical Segmentation Decathlon "
-            "(dataset.json, imagesTr, labelsTr) expected. Point `cohort:` at the folder that holds dataset.json."
+            "(dataset.json, imagesTr, labelsTr) expected. Point `cohort:` at the folder that holds it."
         )
     try:
         description = json.loads(file.read_bytes())
@@ -161,7 +161,7 @@ def _refuse_bad_ids(file: Path, cases: Sequence[Case]) -> None:
         if not CASE_ID.fullmatch(case.case):
             raise CohortError(
                 f"{file}: case id {case.case!r} found, 1 to 64 letters, digits, '.', '_' or '-', the first a "
-                f"letter or digit, expected. Rename {case.channels[0]}."
+                f"letter or digit, expected. Rename {str(case.channels[0])!r}."
             )
         if (first := by_id.setdefault(case.case.casefold(), case)) is not case:
             raise CohortError(

@@ -1,0 +1,171 @@
+"""The bytes of a file: what kind it is, one pass over its voxels, and rules on what that pass saw.
+
+Memory: one chunk, whatever the header claims and however large the scan is.
+"""
+
+import gzip
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.check.header import Header
+from pipeline.check.problem import Problem, not_nifti, refuse
+from pipeline.records import BACKGROUND
+
+CHUNK_BYTES = 1 << 22  # a multiple of every voxel size
+INTEGER_WITHIN = 1e-3
+MAX_VALUES = 1 << 16  # more than any cohort declares: such a file is refused, and need not be counted on
+
+
+@dataclass
+class Voxels:
+    """What one pass over a file's voxels saw; `counts` by rounded value is kept for label maps only."""
+
+    num_bytes: int = 0
+    num_nonfinite: int = 0
+    off_integer: float = 0.0
+    counts: Counter[int] = field(default_factory=Counter)
+
+
+def wrong_kind(path: Path) -> Problem | None:
+    """Asks for the kind before it opens, for opening a pipe would wait for ever."""
+    if not os.path.exists(path):
+        found = "a link to nothing" if path.is_symlink() else "no such file"
+        return refuse("file-missing", found, "a NIfTI file", "Correct dataset.json or restore the file.")
+    if not path.is_file():
+        return not_nifti("a folder" if path.is_dir() else "a pipe or device")
+    with path.open("rb") as handle:
+        start = handle.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        return not_nifti("a Git LFS pointer", "Fetch the file with `git lfs pull`.")
+    if not start:
+        return not_nifti("an empty file")
+    is_gzip, named_gzip = start.startswith(b"\x1f\x8b"), path.suffix.lower() == ".gz"
+    if is_gzip and not named_gzip:
+        return not_nifti("gzip data", f"Rename it to {path.name}.gz.", "wrong-suffix")
+    if named_gzip and not is_gzip:
+        do = f"Rename it to {path.stem} if that is what it is."
+        return not_nifti("data that is not gzip", do, "wrong-suffix")
+    return None
+
+
+def opened(path: Path) -> BufferedReader | gzip.GzipFile:
+    """`path`, decompressed where its name says so. Reading to the end verifies gzip's checksum and length."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def read_start(path: Path) -> bytes:
+    with opened(path) as handle:
+        return handle.read(nib.Nifti2Header.sizeof_hdr)
+
+
+def claimed_bytes(header: Header) -> int:
+    return math.prod(int(size) for size in header.get_data_shape()) * header.get_data_dtype().itemsize
+
+
+def read_voxels(path: Path, header: Header, *, is_label: bool) -> Voxels:
+    """One pass to the end of the file, chunk by chunk."""
+    voxels, dtype = Voxels(), header.get_data_dtype()
+    slope, inter = header.get_slope_inter()
+    for chunk in chunks(path, header.get_data_offset()):
+        inside = chunk[: max(0, claimed_bytes(header) - voxels.num_bytes)]
+        voxels.num_bytes += len(chunk)
+        values = np.frombuffer(inside, dtype, count=len(inside) // dtype.itemsize)
+        if slope is not None and (slope, inter) != (1, 0):
+            values = values * slope + inter
+        if values.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # later stages compute in float32, where these are infinite
+                is_finite = np.isfinite(values.astype(np.float32))
+            voxels.num_nonfinite += int((~is_finite).sum())
+            values = values[is_finite]
+        if is_label:
+            count_labels(values, voxels)
+    return voxels
+
+
+def chunks(path: Path, offset: int) -> Iterator[bytes]:
+    with opened(path) as handle:
+        handle.seek(offset)
+        while chunk := handle.read(CHUNK_BYTES):
+            yield chunk
+
+
+def count_labels(values: NDArray, voxels: Voxels) -> None:
+    if values.dtype.kind == "f":
+        rounded = np.rint(values)
+        voxels.off_integer = max(voxels.off_integer, float(np.abs(values - rounded).max(initial=0)))
+        values = rounded
+    if len(voxels.counts) > MAX_VALUES:
+        return
+    for value, count in zip(*np.unique(values, return_counts=True), strict=True):
+        voxels.counts[int(value)] += int(count)
+
+
+# Rules. `declared` holds the label values of the cohort; None stands for an image, which may hold any.
+
+
+def truncated(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+    claimed = claimed_bytes(header)
+    if voxels.num_bytes < claimed:
+        return refuse("truncated", f"{voxels.num_bytes} bytes of voxels", f"{claimed} as the header says")
+    return None
+
+
+def trailing_bytes(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+    claimed = claimed_bytes(header)
+    if voxels.num_bytes > claimed:
+        found = f"{voxels.num_bytes - claimed} bytes after the last voxel"
+        do = "They are ignored; is this the right file?"
+        return Problem("warn", "trailing-bytes", found, f"{claimed} bytes of voxels", do)
+    return None
+
+
+def nonfinite(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+    if voxels.num_nonfinite:
+        found = f"{voxels.num_nonfinite} voxels NaN, infinite or beyond float32"
+        return refuse("nonfinite", found, "finite numbers", "Fill them or drop the case.")
+    return None
+
+
+def label_not_integer(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+    if voxels.off_integer == 0:
+        return None
+    found, expected = f"values up to {voxels.off_integer:.3g} from an integer", "integer labels"
+    if voxels.off_integer <= INTEGER_WITHIN:
+        return Problem("fix", "label-not-integer", found, expected, "Rounded.")
+    return refuse("label-not-integer", found, expected, "Store integers, resampled with nearest neighbour.")
+
+
+def label_undeclared(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+    if declared is None or not (undeclared := sorted(set(voxels.counts) - declared)):
+        return None
+    found = ", ".join(f"{value} in {voxels.counts[value]} voxels" for value in undeclared[:10])
+    more = f" and {len(undeclared) - 10} more values" if len(undeclared) > 10 else ""
+    expected = f"labels {', '.join(map(str, sorted(declared)))}"
+    do = "Name it under `labels` in config.yaml or correct the file."
+    return refuse("label-undeclared", found + more, expected, do)
+
+
+def label_empty(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+    if declared is None or set(voxels.counts) != {BACKGROUND}:
+        return None
+    do = "It counts as a case without any: is it one?"
+    return Problem("warn", "label-empty", "background only", "some label", do)
+
+
+VOXEL_RULES: tuple[Callable[[Voxels, Header, Set[int] | None], Problem | None], ...] = (
+    truncated,
+    trailing_bytes,
+    nonfinite,
+    label_not_integer,
+    label_undeclared,
+    label_empty,
+)
