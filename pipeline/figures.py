@@ -1,0 +1,265 @@
+"""Arrays and tables to the bytes of the report's figures.
+
+Owner of the colours: one per label, the same in every figure and beside its name in the text. Opens no file, chooses no
+case, and leaves no state in matplotlib: every function draws on a figure of its own.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from pipeline.images import Segmentation, Spacing, Volume
+
+# Source: Okabe and Ito 2008, Color Universal Design; black left out, light yellow last.
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
+INK, FAINT = "#1f2933", "#c9d1d9"
+CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue
+GREY_PERCENTILES = (1.0, 99.5)  # of anything that is not CT
+MARGIN_MM, MARGIN_SHARE = 12.0, 0.3  # around the labels, the larger of both
+LARGEST_CURVE = 400  # points
+OVERLAY_SIZE_INCHES = (8.6, 3.6)  # at most
+REFERENCE_LINE: dict[str, Any] = {"linewidths": 3.2, "alpha": 0.5}
+PREDICTION_LINE: dict[str, Any] = {
+    "linewidths": 1.2,
+    "path_effects": [withStroke(linewidth=2.2, foreground="black", alpha=0.55)],
+}
+AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the low and the high end of each RAS axis
+
+Progress = Mapping[tuple[str, int], pd.DataFrame]  # by configuration and fold: progress.tsv of one training
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A slice across `across`, drawn with RAS axis `x` to the right and `y` upwards."""
+
+    name: str
+    across: int
+    x: int
+    y: int
+
+
+PLANES = (Plane("axial", 2, 0, 1), Plane("coronal", 1, 0, 2), Plane("sagittal", 0, 1, 2))
+
+
+def label_colours(labels: Sequence[str]) -> dict[str, str]:
+    """A colour-blind-safe colour per label, from the start again after seven."""
+    return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
+
+
+def grey_window(volume: Volume, *, is_ct: bool) -> tuple[float, float]:
+    """The values shown black and white; a constant volume gets a window of width 1."""
+    if is_ct:
+        return CT_WINDOW_HU
+    low, high = np.percentile(volume, GREY_PERCENTILES)
+    return float(low), float(high) if high > low else float(low) + 1
+
+
+def label_centre(reference: Segmentation, prediction: Segmentation) -> tuple[int, ...]:
+    """The labelled voxel nearest to the centroid of all labels: of the reference, else of the prediction, else the middle."""
+    for segmentation in (reference, prediction):
+        voxels = np.argwhere(segmentation > 0)
+        if len(voxels):
+            nearest = np.abs(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()
+            return tuple(int(index) for index in voxels[nearest])
+    return tuple(size // 2 for size in reference.shape)
+
+
+def label_box(segmentation: Segmentation, spacing_mm: Spacing) -> tuple[slice, ...]:
+    """The box around all labels and a margin, in voxels; the whole volume without labels."""
+    voxels = np.argwhere(segmentation > 0)
+    if not len(voxels):
+        return tuple(slice(0, size) for size in segmentation.shape)
+    low, high = voxels.min(axis=0), voxels.max(axis=0) + 1
+    margin_mm = max(MARGIN_MM, MARGIN_SHARE * float(((high - low) * spacing_mm).max()))
+    margin = np.ceil(margin_mm / np.asarray(spacing_mm)).astype(int)
+    starts, stops = np.maximum(low - margin, 0), np.minimum(high + margin, segmentation.shape)
+    return tuple(slice(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True))
+
+
+def overlay(
+    volume: Volume,
+    reference: Segmentation,
+    prediction: Segmentation,
+    *,
+    spacing_mm: Spacing,
+    window: tuple[float, float],
+    colours: Mapping[int, str],
+) -> bytes:
+    """JPEG of three planes through the labels: the reference as a broad pale contour, the prediction as a thin line.
+
+    Args:
+        volume, reference, prediction: (I, J, K) in RAS order: right, anterior and superior are drawn right and up.
+        window: the values shown black and white.
+        colours: of every label to draw.
+    """
+    centre = label_centre(reference, prediction)
+    box = label_box(np.maximum(reference, prediction), spacing_mm)
+    size_mm = [(part.stop - part.start) * mm for part, mm in zip(box, spacing_mm, strict=True)]
+    gap_mm = 0.02 * sum(size_mm[plane.x] for plane in PLANES)
+    wide_mm = sum(size_mm[plane.x] for plane in PLANES) + 2 * gap_mm
+    high_mm = max(size_mm[plane.y] for plane in PLANES)
+    inches_per_mm = min(OVERLAY_SIZE_INCHES[0] / wide_mm, OVERLAY_SIZE_INCHES[1] / high_mm)
+    figure = Figure(figsize=(wide_mm * inches_per_mm, high_mm * inches_per_mm), facecolor="black")
+    left_mm = 0.0
+    for plane in PLANES:
+        width_mm, height_mm = size_mm[plane.x], size_mm[plane.y]
+        bottom = (1 - height_mm / high_mm) / 2
+        axes = figure.add_axes((left_mm / wide_mm, bottom, width_mm / wide_mm, height_mm / high_mm))
+        grey, *masks = (_slice(array, plane, centre, box) for array in (volume, reference, prediction))
+        extent_mm = (0.0, width_mm, 0.0, height_mm)
+        axes.imshow(
+            grey, "gray", vmin=window[0], vmax=window[1], origin="lower", extent=extent_mm, interpolation="bilinear"
+        )
+        for mask, style in zip(masks, (REFERENCE_LINE, PREDICTION_LINE), strict=True):
+            _contours(axes, mask, extent_mm, colours, style)
+        _orientation_letters(axes, plane)
+        axes.set_axis_off()
+        axes.set(xlim=extent_mm[:2], ylim=extent_mm[2:])
+        left_mm += width_mm + gap_mm
+    return _bytes(figure, "jpeg", dpi=130)
+
+
+def _slice(array: NDArray[Any], plane: Plane, centre: Sequence[int], box: Sequence[slice]) -> NDArray[Any]:
+    """(rows upwards, columns to the right) of one plane."""
+    index: list[int | slice] = list(box)
+    index[plane.across] = centre[plane.across]
+    return array[tuple(index)].T  # the remaining axes are in the order x, y
+
+
+def _contours(
+    axes: Axes, labels: NDArray[Any], extent_mm: tuple[float, ...], colours: Mapping[int, str], style: Mapping[str, Any]
+) -> None:
+    rows, columns = labels.shape
+    x_mm = (np.arange(-1, columns + 1) + 0.5) * extent_mm[1] / columns
+    y_mm = (np.arange(-1, rows + 1) + 0.5) * extent_mm[3] / rows
+    for label in np.unique(labels):
+        if int(label) in colours:
+            mask = np.pad(labels == label, 1).astype(np.float32)  # closes a contour at the edge of the picture
+            drawn = axes.contour(x_mm, y_mm, mask, levels=[0.5], colors=[colours[int(label)]])
+            drawn.set(**style)
+
+
+def _orientation_letters(axes: Axes, plane: Plane) -> None:
+    (left, right), (bottom, top) = AXIS_LETTERS[plane.x], AXIS_LETTERS[plane.y]
+    places = {left: (0.02, 0.5), right: (0.98, 0.5), bottom: (0.5, 0.02), top: (0.5, 0.98)}
+    for letter, (x, y) in places.items():
+        across = {0.02: "left", 0.5: "center", 0.98: "right"}[x]
+        up = {0.02: "bottom", 0.5: "center", 0.98: "top"}[y]
+        text = axes.text(x, y, letter, transform=axes.transAxes, color="white", fontsize=8, ha=across, va=up)
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+
+
+def dsc_distribution(metrics: pd.DataFrame, colours: Mapping[str, str]) -> bytes:
+    """SVG: a box with every case as a point, per label and configuration; says so where there is no value.
+
+    Args:
+        metrics: columns configuration, label, name, dsc (NaN = no value).
+        colours: of every label, in the order to draw them.
+    """
+    configurations = list(dict.fromkeys(metrics["configuration"]))
+    names = dict(zip(metrics["label"], metrics["name"], strict=True))
+    num_rows = len(names) * (len(configurations) + 1)
+    figure = Figure(figsize=(9, 0.7 + 0.27 * num_rows), layout="constrained")
+    axes = figure.add_subplot()
+    ticks: list[tuple[int, str, bool]] = []
+    for label in [label for label in colours if label in names]:
+        ticks.append((len(ticks), names[label], True))
+        for configuration in configurations:
+            rows = metrics[(metrics["label"] == label) & (metrics["configuration"] == configuration)]
+            _box_with_points(axes, rows["dsc"].dropna().to_numpy(), len(ticks), colours[label])
+            ticks.append((len(ticks), configuration, False))
+    axes.set_yticks([y for y, _, _ in ticks], [text for _, text, _ in ticks], parse_math=False, color=INK)
+    for tick, (_, _, is_heading) in zip(axes.get_yticklabels(), ticks, strict=True):
+        tick.set_fontweight("bold" if is_heading else "normal")
+    lowest = metrics["dsc"].min()
+    low = 0.0 if not lowest > 0 else np.floor(lowest * 10) / 10
+    axes.set(
+        xlim=(low - 0.01, 1.01),
+        ylim=(len(ticks) - 0.5, -0.6),
+    )
+    axes.set_xlabel("DSC", fontsize=8, color=INK)
+    _sober(axes)
+    axes.tick_params(axis="y", length=0)
+    return _bytes(figure, "svg")
+
+
+def _box_with_points(axes: Axes, values: NDArray[np.floating], y: int, colour: str) -> None:
+    if not len(values):
+        axes.text(
+            0.01, y, "no value", transform=axes.get_yaxis_transform(), color="#6b7280", va="center", style="italic"
+        )
+        return
+    spread = 0.24 * np.sin(2.4 * np.arange(len(values)))  # looks random, is not
+    axes.scatter(
+        values, y + spread, s=11, color=colour, alpha=0.65, edgecolors=INK, linewidths=0.2, rasterized=len(values) > 200
+    )
+    line = {"color": INK, "linewidth": 1}
+    axes.boxplot(
+        [values], positions=[y], orientation="horizontal", widths=0.62, showfliers=False, manage_ticks=False,
+        boxprops=line, whiskerprops=line, capprops=line, medianprops=line | {"linewidth": 2},
+    )  # fmt: skip
+
+
+def learning_curves(progress: Progress) -> bytes:
+    """SVG: per configuration the losses and the validation DSC over the steps, one colour per fold.
+
+    Args:
+        progress: not empty; columns step, train_loss, validation_loss, validation_dsc, NaN = not measured.
+    """
+    configurations = list(dict.fromkeys(configuration for configuration, _ in progress))
+    folds = sorted({fold for _, fold in progress})
+    colours = dict(zip(folds, colormaps["cividis"](np.linspace(0, 0.85, len(folds))), strict=True))
+    figure = Figure(figsize=(9, 0.5 + 2.1 * len(configurations)), layout="constrained")
+    panels = figure.subplots(len(configurations), 2, squeeze=False)
+    for (configuration, fold), table in progress.items():
+        loss, dsc = panels[configurations.index(configuration)]
+        for axes, column, style in (
+            (loss, "train_loss", ":"),
+            (loss, "validation_loss", "-"),
+            (dsc, "validation_dsc", "-"),
+        ):
+            curve = table[["step", column]].dropna()
+            curve = curve.iloc[:: max(1, len(curve) // LARGEST_CURVE)]
+            marker = "o" if len(curve) == 1 else None
+            axes.plot(curve["step"], curve[column], style, color=colours[fold], linewidth=1.3, marker=marker)
+    for configuration, (loss, dsc) in zip(configurations, panels, strict=True):
+        loss.set_title(f"{configuration}: loss", parse_math=False)
+        dsc.set_title(f"{configuration}: validation DSC", parse_math=False)
+        for axes in (loss, dsc):
+            axes.title.set(fontsize=9, color=INK)
+            axes.set_xlabel("step", fontsize=8)
+            _sober(axes)
+    styles = [Line2D([], [], color=INK, linestyle=":", label="training"), Line2D([], [], color=INK, label="validation")]
+    folds_shown = [Line2D([], [], color=colour, linewidth=3, label=f"fold {fold}") for fold, colour in colours.items()]
+    figure.legend(handles=[*styles, *folds_shown], loc="outside lower center", ncols=8, frameon=False, fontsize=8)
+    return _bytes(figure, "svg")
+
+
+def _sober(axes: Axes) -> None:
+    axes.grid(axis="both", color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8, colors=INK)
+
+
+def _bytes(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
+    # no chroma subsampling: it blurs thin coloured lines
+    options: dict[str, Any] = {
+        "svg": {"metadata": {"Date": None}},
+        "jpeg": {"pil_kwargs": {"quality": 85, "subsampling": 0}},
+    }
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "report"}):  # same input, same bytes
+        figure.savefig(buffer, format=kind, dpi=dpi, **options[kind])
+    return buffer.getvalue()

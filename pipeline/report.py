@@ -1,0 +1,272 @@
+"""The results of a run to one self-contained page, `report.html`: what was trained on what, how good it is, and why.
+
+Chooses which cases to show and puts numbers into tables; measures nothing, and leaves drawing to `figures` and the
+words and looks of the page to `report.html.j2`. Imports no torch.
+"""
+
+import base64
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline import errors, figures, records
+from pipeline.evaluate import MEAN, NUM_RESAMPLES
+from pipeline.images import read_labels_ras, read_ras
+from pipeline.metrics import TOLERANCE_SLACK_MM
+from pipeline.paths import Results
+from pipeline.records import Case, Cohort
+
+ENSEMBLE = "ensemble"
+TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
+SIZES = {"spacing_mm", "median_shape", "patch_size", "strides", "kernels"}  # of a plan: one number per axis
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "snakemake")
+# Columns of the summary in which the best configuration is set in bold: which end is best, as the page prints it.
+COMPARED = {"dsc": (max, ".3f"), "nsd": (max, ".3f"), "hd95_worst_mm": (min, ".2f")}
+LARGEST_PLOT = 60  # boxes; beyond, only the configuration of the headline is drawn
+LARGEST_CAPTION = 8  # labels under the picture of a case
+LARGEST_TABLE = 2000  # rows of single cases and labels; metrics.tsv has all
+
+Row = dict[str, Any]  # one line of a table of the page
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case to look at, and why: it is among the best, middle or worst by mean DSC over its labels."""
+
+    rank: str
+    case: str
+    dsc: float
+
+
+def main(results: str, settings: str, config: str = "{}") -> None:
+    """`settings`: `{"title": "", "cases": 3}`; `config`: the whole resolved configuration, for the record."""
+    files, wanted = Results(results), json.loads(settings)
+    cohort, cases = records.read_cohort(files.cohort), records.read_cases(files.cases)
+    metrics, summary = read_frame(files.metrics), read_frame(files.summary)
+    problems = records.read_table(files.problems)
+    headline = headline_configuration(summary)
+    trained = [name for name in dict.fromkeys(metrics["configuration"]) if name != ENSEMBLE]
+    folds = sorted(int(fold) for fold in metrics["fold"].unique())
+    progress = read_progress(files, trained, folds)
+    colours = figures.label_colours([str(label) for label in cohort.foreground])
+    shown = choose_cases(metrics[metrics["configuration"] == headline], wanted["cases"])
+    num_boxes = metrics.groupby(["label", "configuration"]).ngroups
+    drawn = metrics if num_boxes <= LARGEST_PLOT else metrics[metrics["configuration"] == headline]
+    page = {
+        "title": wanted["title"] or cohort.name,
+        "cohort": cohort,
+        "trained": trained,
+        "folds": folds,
+        "headline": headline,
+        "counts": count_cases(cases, problems, metrics),
+        "means": summary[summary["label"] == MEAN].to_dict("records"),
+        "results": result_rows(summary),
+        "colours": colours,
+        "tolerance_mm": metrics["tolerance_mm"].iloc[0],
+        "slack_mm": TOLERANCE_SLACK_MM,
+        "num_resamples": NUM_RESAMPLES,
+        "distribution": as_source(figures.dsc_distribution(drawn, colours), "svg+xml"),
+        "is_all_drawn": len(drawn) == len(metrics),
+        "curves": as_source(figures.learning_curves(progress), "svg+xml") if progress else None,
+        "overlays": [draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
+        "case_rows": case_rows(metrics, headline)[:LARGEST_TABLE],
+        "num_case_rows": int((metrics["configuration"] == headline).sum()),
+        "plans": {name: plan_rows(records.read_json(files.plan(name))) for name in trained},
+        "choice": records.read_json(files.choice) if files.choice.exists() else None,
+        "problems": problems,
+        "provenance": provenance(),
+        "config": yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True),
+    }
+    with records.written_whole(files.report) as partial:
+        partial.write_text(render(page), encoding="utf-8")
+
+
+def render(page: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template("report.html.j2").render(page)
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """`–` for no value (None or NaN), `∞` for an infinite distance."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:{form}}".replace("-", "−")
+
+
+def as_source(content: bytes, kind: str) -> str:
+    """The content of an image as the `src` of its tag."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A table with numbers where they belong; names stay text even if they are called `NA` or `007`."""
+    frame = pd.DataFrame(records.read_table(path))
+    for column in frame.columns.difference(list(TEXT_COLUMNS)):
+        frame[column] = pd.to_numeric(frame[column])  # an empty cell becomes NaN
+    return frame
+
+
+def read_progress(files: Results, configurations: Sequence[str], folds: Sequence[int]) -> figures.Progress:
+    """What the trainings wrote down; without those that wrote nothing."""
+    paths = {(name, fold): files.progress(name, fold) for name in configurations for fold in folds}
+    tables = {key: read_frame(path) for key, path in paths.items() if path.exists()}
+    return {key: table for key, table in tables.items() if len(table)}
+
+
+def headline_configuration(summary: pd.DataFrame) -> str:
+    """The one whose cases are shown: the ensemble, else the configuration of the best mean DSC."""
+    means = summary[summary["label"] == MEAN].set_index("configuration")["dsc"]
+    return ENSEMBLE if ENSEMBLE in means.index else str(means.fillna(-1).idxmax())
+
+
+def choose_cases(metrics: pd.DataFrame, cases: int) -> list[Shown]:
+    """Up to `cases` of the worst, the middle and the best, worst first, none twice; cases without any value are left out.
+
+    Of fewer than three times as many, a third each; a single case is the worst, of two one is the best.
+    """
+    mean_dsc = metrics.groupby("case", sort=False)["dsc"].mean().dropna().sort_values(kind="stable")
+    num_each = min(cases, max(1, len(mean_dsc) // 3))
+    worst, others = mean_dsc.iloc[:num_each], mean_dsc.iloc[num_each:]
+    best = others.iloc[-num_each:]
+    middle = others.iloc[: len(others) - len(best)]
+    start = max(0, (len(middle) - num_each) // 2)
+    chosen = {"worst": worst, "median": middle.iloc[start : start + num_each], "best": best}
+    return [Shown(rank, str(case), float(dsc)) for rank, part in chosen.items() for case, dsc in part.items()]
+
+
+def count_cases(cases: Sequence[Case], problems: Sequence[Mapping[str, str]], metrics: pd.DataFrame) -> dict[str, int]:
+    refused = {problem["case"] for problem in problems if problem["severity"] == "refuse"} & {one.case for one in cases}
+    return {
+        "in": len(cases),
+        "ok": len(cases) - len(refused),
+        "refused": len(refused),
+        "subjects": len({one.subject for one in cases}),
+        "scored": metrics["case"].nunique(),
+        **{severity: sum(one["severity"] == severity for one in problems) for severity in ("fix", "warn")},
+    }
+
+
+def result_rows(summary: pd.DataFrame) -> list[Row]:
+    """The summary label by label, the mean over labels first; `best` names the columns where no configuration is better."""
+    rows: list[Row] = []
+    labels = dict.fromkeys([MEAN, *summary["label"]])
+    for label in labels:
+        part = summary[summary["label"] == label]
+        for row in part.to_dict("records"):
+            best = {
+                column
+                for column, (end, form) in COMPARED.items()
+                if len(part) > 1
+                and number(row[column], form) == number(end(part[column].dropna(), default=None), form) != "–"
+            }
+            rows.append({**{str(key): value for key, value in row.items()}, "best": best})
+    return rows
+
+
+def case_rows(metrics: pd.DataFrame, headline: str) -> list[Row]:
+    """Every case and label of the headline configuration, lowest DSC first, with the DSC of the others beside it."""
+    by_case_and_label = {
+        name: part.set_index(["case", "label"])["dsc"].to_dict()
+        for name, part in metrics.groupby("configuration", sort=False)
+        if name != headline
+    }
+    rows = metrics[metrics["configuration"] == headline].sort_values("dsc", kind="stable").to_dict("records")
+    return [
+        {
+            **{str(key): value for key, value in row.items()},
+            "others": {name: dsc.get((row["case"], row["label"])) for name, dsc in by_case_and_label.items()},
+        }
+        for row in rows
+    ]
+
+
+def draw_case(
+    shown: Shown,
+    configuration: str,
+    files: Results,
+    cases: Sequence[Case],
+    cohort: Cohort,
+    metrics: pd.DataFrame,
+    colours: Mapping[str, str],
+) -> Row:
+    case = next(one for one in cases if one.case == shown.case)
+    assert case.label is not None, case
+    volume, grid = read_ras(case.channels[0])
+    image = figures.overlay(
+        volume,
+        read_labels_ras(case.label)[0],
+        read_labels_ras(files.mask(configuration, case.case))[0],
+        spacing_mm=grid.spacing_mm,
+        window=figures.grey_window(volume, is_ct=cohort.channels[min(cohort.channels)].lower() == "ct"),
+        colours={int(label): colour for label, colour in colours.items()},
+    )
+    scores = metrics[(metrics["configuration"] == configuration) & (metrics["case"] == case.case)]
+    return {
+        "shown": shown,
+        "image": as_source(image, "jpeg"),
+        "fold": case.fold,
+        "scores": scores.nsmallest(LARGEST_CAPTION, "dsc").sort_index().to_dict("records"),
+        "num_more": max(0, int(scores["dsc"].count()) - LARGEST_CAPTION),
+    }
+
+
+def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Key, value and reason of every entry; keys with a reason first."""
+    reasons = plan.get("reasons", {})
+    keys = sorted((key for key in plan if key != "reasons"), key=lambda key: key not in reasons)
+    return [(key, plain(plan[key], " × " if key in SIZES else ", "), reasons.get(key, "")) for key in keys]
+
+
+def plain(value: Any, between: str = ", ") -> str:
+    """A value of a plan as a person writes it: `1.5 × 1 × 1`, `32, 64, 128`; None is an axis that stays as it is."""
+    if value is None:
+        return "as it is"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        is_nested = any(isinstance(part, list | Mapping) for part in value)
+        return ("; " if is_nested else between).join(plain(part, between) for part in value)
+    return str(value)
+
+
+def provenance() -> dict[str, str]:
+    """What made this page and where, without the name of the machine or its user."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    errors.run(main)

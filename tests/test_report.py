@@ -1,0 +1,273 @@
+"""Promises of the report: one page that needs nothing else, says every number, and trusts no name."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import evaluate, figures, records, report
+from pipeline.paths import Results
+from pipeline.records import Case, Cohort
+
+SHAPE = (9, 11, 13)
+AFFINE = np.diag([-0.7, 1.0, 2.5, 1.0])  # not RAS
+EVIL = "<script>alert(1)</script>"
+PROGRESS = ["step", "elapsed_s", "learning_rate", "train_loss", "validation_loss", "validation_dsc"]
+PROBLEMS = ["severity", "rule", "case", "file", "found", "expected", "do"]
+CONFIG = {"name": "tiny", "cohort": "scans", "folds": 2, "run_folds": [0, 1]}
+
+
+def save(path: Path, voxels: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+    return path
+
+
+def make_run(
+    configurations: Sequence[str], labels: dict[int, str], present: Sequence[int], num_cases: int = 4
+) -> Results:
+    """A whole run in the working directory; the masks of later cases are worse, those of the first are perfect."""
+    files = Results("tiny")
+    rng = np.random.default_rng(0)
+    cases = []
+    for index in range(num_cases):
+        name = f"case_{index}"
+        truth = np.zeros(SHAPE, np.uint8)
+        for place, label in enumerate(present):
+            truth[1 + 3 * place : 4 + 3 * place, 2:8, 2:9] = label
+        image = save(Path(f"scans/{name}.nii.gz"), rng.normal(size=SHAPE).astype(np.float32) + truth)
+        cases.append(Case(name, name, index % 2, save(Path(f"scans/{name}_label.nii.gz"), truth), (image,)))
+        for configuration in configurations:
+            worse = truth.copy()
+            worse[:, 2 : 2 + index + (configuration == "2d")] = 0
+            save(files.mask(configuration, name), worse)
+    records.write_cases(files.cases, cases)
+    records.write_cohort(files.cohort, Cohort("tiny", "table", {0: "background"} | labels, {0: "T1"}))
+    records.write_table(files.problems, PROBLEMS, [])
+    trained = [name for name in configurations if name != "ensemble"]
+    for configuration in trained:
+        plan = {"dims": 2, "spacing_mm": [None, 1.0, 1.5], "reasons": {"spacing_mm": f"the median, not {EVIL}"}}
+        records.write_json(files.plan(configuration), plan)
+        for fold in (0, 1):
+            rows = [
+                dict(zip(PROGRESS, (step, step * 0.1, 0.003, 1 / (1 + step), None, step / 10), strict=True))
+                for step in range(5)
+            ]
+            records.write_table(files.progress(configuration, fold), PROGRESS, rows)
+    if "ensemble" in configurations:
+        per_fold = {str(fold): {"chosen": trained, "reason": "best on the other fold"} for fold in (0, 1)}
+        scores = {"2d+3d": 0.8, "2d": 0.7}
+        records.write_json(files.choice, {"per_fold": per_fold, "for_new_scans": ["3d"], "scores": scores})
+    evaluate.main(files.name, ",".join(configurations), "0,1", json.dumps({"tolerance_mm": 2}))
+    return files
+
+
+def page_of(files: Results, cases: int = 3, title: str = "") -> str:
+    report.main(files.name, json.dumps({"title": title, "cases": cases}), json.dumps(CONFIG))
+    return files.report.read_text()
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+class Tags(HTMLParser):
+    """Counts opened and closed elements, and keeps the attributes of images."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in ("img", "meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, self.getpos()
+
+
+def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
+    page = page_of(make_run(["2d", "3d", "ensemble"], {1: "liver", 4: "spleen"}, [1, 4]))
+    assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", page)
+    tags = Tags(page)
+    assert not tags.open
+    assert len(tags.images) == 2 + 3 and all(image["alt"] for image in tags.images)
+    assert len(page) < 3e6
+
+
+def test_the_page_says_the_mean_and_interval_of_each_configuration() -> None:
+    files = make_run(["2d", "3d", "ensemble"], {1: "liver", 4: "spleen"}, [1, 4])
+    page = page_of(files, title="My livers")
+    assert "<h1>My livers</h1>" in page and "cases in = 4 ok + 0 refused" in page
+    for row in records.read_table(files.summary):
+        low, high = float(row["dsc_low"]), float(row["dsc_high"])
+        assert f"{float(row['dsc']):.3f}" in page and f"{low:.3f}–{high:.3f}" in page
+    assert "best on the other fold" in page and "2d+3d" in page and "folds: 2" in page
+    assert f">{np.__version__}<" in page
+
+
+def test_names_are_text_and_never_markup() -> None:
+    files = make_run(["2d"], {1: EVIL, 2: "a_$b$^$"}, [1, 2])
+    problem = dict.fromkeys(PROBLEMS, EVIL) | {"severity": "warn", "case": "case_0"}
+    records.write_table(files.problems, PROBLEMS, [problem])
+    page = page_of(files, title=EVIL)
+    assert EVIL not in page and "&lt;script&gt;alert(1)" in page
+    assert page.count("<script>") == 1, "our own sorter"
+
+
+def test_one_configuration_without_an_ensemble_is_enough() -> None:
+    page = page_of(make_run(["2d"], {1: "liver"}, [1]))
+    assert 'id="ensemble"' not in page and "1 configuration (2d)" in page
+    assert 'class="num best"' not in page, "nothing to compare with"
+
+
+def test_a_label_without_any_value_is_a_dash_and_not_a_number() -> None:
+    page = page_of(make_run(["2d", "3d"], {1: "liver", 2: "nowhere"}, [1]))
+    text = re.sub(r"base64,[^\"]*", "", page)
+    assert "nowhere" in text and "–</td>" in text
+    assert not re.search(r"\bnan\b|\bNaN\b|>None<|\"None\"", text.split("<script>")[0])
+
+
+def test_no_value_at_all_still_makes_a_page() -> None:
+    page = page_of(make_run(["2d"], {1: "nowhere"}, []))
+    assert "No case has a label to compare." in page
+
+
+def test_a_missed_label_is_reported_with_an_infinite_distance() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    save(files.mask("2d", "case_1"), np.zeros(SHAPE, np.uint8))
+    evaluate.main(files.name, "2d", "0,1", json.dumps({"tolerance_mm": 2}))
+    page = page_of(files)
+    assert "∞" in page and "1 missed, 0 false positive in 4 pairs of case and label" in page
+    assert "case_1</strong>, among the worst: mean DSC 0.000" in page
+
+
+def test_a_training_without_progress_is_left_out() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    for fold in (0, 1):
+        records.write_table(files.progress("2d", fold), PROGRESS, [])
+    assert 'id="training"' not in page_of(files)
+
+
+@pytest.mark.parametrize(
+    ("num_cases", "wanted", "expected"),
+    [(1, 3, "w"), (2, 3, "wb"), (3, 3, "wmb"), (5, 3, "wmb"), (6, 3, "wwmmbb"), (60, 3, "wwwmmmbbb"), (60, 1, "wmb")],
+)
+def test_no_case_is_shown_twice(num_cases: int, wanted: int, expected: str) -> None:
+    dsc = np.linspace(0.1, 0.9, num_cases)
+    table = pd.DataFrame({"case": [f"c{index:02}" for index in range(num_cases)], "dsc": dsc}).sample(
+        frac=1, random_state=0
+    )
+    shown = report.choose_cases(table, wanted)
+    assert "".join(one.rank[0] for one in shown) == expected
+    assert len({one.case for one in shown}) == len(shown)
+    assert [one.dsc for one in shown] == sorted(one.dsc for one in shown)
+    if num_cases == 60 and wanted == 3:
+        assert [one.case for one in shown] == ["c00", "c01", "c02", "c28", "c29", "c30", "c57", "c58", "c59"]
+
+
+def test_the_best_is_bold_by_the_number_that_is_printed() -> None:
+    rows = [
+        {"configuration": name, "label": "mean", "dsc": dsc, "nsd": math.nan, "hd95_worst_mm": hd95_mm}
+        for name, dsc, hd95_mm in (("2d", 0.91234, 2.0), ("3d", 0.91241, 4.0), ("ensemble", 0.90, math.nan))
+    ]
+    best = [row["best"] for row in report.result_rows(pd.DataFrame(rows))]
+    assert best == [{"dsc", "hd95_worst_mm"}, {"dsc"}, set()]
+
+
+def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path) -> None:
+    columns = ["case", "name", "dsc", "hd95_mm"]
+    rows = [{"case": "007", "name": "NA", "dsc": None, "hd95_mm": math.inf}]
+    records.write_table(tmp_path / "metrics.tsv", columns, rows)
+    row = report.read_frame(tmp_path / "metrics.tsv").iloc[0]
+    assert (row["case"], row["name"]) == ("007", "NA")
+    assert math.isnan(row["dsc"]) and math.isinf(row["hd95_mm"])
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (math.nan, "–"), (math.inf, "∞"), (-0.5, "−0.500")])
+def test_no_value_and_infinity_have_signs_of_their_own(value: float | None, text: str) -> None:
+    assert report.number(value) == text
+
+
+def test_a_plan_reads_like_a_plan() -> None:
+    assert report.plain([None, 1.0, 1.25], " × ") == "as it is × 1 × 1.25"
+    assert report.plan_rows({"labels": [0, 1, 2], "patch_size": [8, 16], "reasons": {"patch_size": "it fits"}}) == [
+        ("patch_size", "8 × 16", "it fits"),
+        ("labels", "0, 1, 2", ""),
+    ]
+    assert report.plain([[1, 2, 2], [2, 2, 2]], " × ") == "1 × 2 × 2; 2 × 2 × 2"
+    assert report.plain([{"features": 8, "seconds": 0.5}]) == "features 8, seconds 0.5"
+
+
+def draw(volume: Any, reference: Any, prediction: Any, colours: dict[int, str]) -> Any:
+    """(rows downwards, columns, RGB) of the overlay, 0 to 1."""
+    content = figures.overlay(volume, reference, prediction, spacing_mm=(1.0, 1.0, 2.0), window=(0, 1), colours=colours)
+    return matplotlib.image.imread(io.BytesIO(content), format="jpeg") / 255.0
+
+
+def test_right_anterior_and_superior_are_drawn_right_and_up() -> None:
+    volume = np.zeros((20, 20, 10), np.float32)
+    volume[10:, 10:] = 1  # right anterior
+    nothing = np.zeros(volume.shape, np.int32)
+    pixels = draw(volume, nothing, nothing, {})[..., 0]
+    rows, columns = pixels.shape
+    axial = pixels[:, : columns * 20 // 61]
+    quarter = axial.shape[0] // 4, axial.shape[1] // 4
+    assert axial[quarter[0], -quarter[1]] > 0.9, "right anterior is up right"
+    assert max(axial[quarter[0], quarter[1]], axial[-quarter[0], quarter[1]], axial[-quarter[0], -quarter[1]]) < 0.1
+    assert rows / axial.shape[1] == pytest.approx(1, abs=0.05), "10 slices of 2 mm are as high as 20 voxels of 1 mm"
+
+
+def test_reference_and_prediction_are_drawn_in_the_colour_of_their_label() -> None:
+    reference, prediction = np.zeros((2, 20, 20, 10), np.int32)
+    reference[2:10, 5:15, 2:8] = 1
+    prediction[10:18, 5:15, 2:8] = 2
+    black = np.zeros(reference.shape, np.float32)
+    pixels = draw(black, reference, prediction, {1: "#ff0000", 2: "#00ff00"})
+    red, green = (pixels[..., channel] - pixels[..., 1 - channel] for channel in (0, 1))
+    assert red.max() > 0.4 and green.max() > 0.4
+    assert draw(black, reference, prediction, {})[..., 0].max() > 0.5, "the letters only"
+
+
+def test_the_planes_go_through_a_labelled_voxel_even_of_a_ring() -> None:
+    ring = np.zeros((15, 15, 3), np.int32)
+    ring[2:13, 2:13, 1] = 1
+    ring[4:11, 4:11, 1] = 0
+    empty = np.zeros_like(ring)
+    assert ring[figures.label_centre(ring, empty)] == 1
+    assert ring[figures.label_centre(empty, ring)] == 1
+    assert figures.label_centre(empty, empty) == (7, 7, 1)
+
+
+def test_a_constant_volume_has_a_window() -> None:
+    assert figures.grey_window(np.full(SHAPE, 3, np.float32), is_ct=False) == (3, 4)
+    assert figures.grey_window(np.full(SHAPE, 3, np.float32), is_ct=True) == figures.CT_WINDOW_HU
+
+
+def test_the_same_results_give_the_same_figures() -> None:
+    table = pd.DataFrame(
+        {"step": [1, 2], "train_loss": [1, 0.5], "validation_loss": [1, 2], "validation_dsc": [0, 0.5]}
+    )
+    first, second = (figures.learning_curves({("2d", 0): table}) for _ in range(2))
+    assert first == second
+
+
+def test_images_survive_the_way_into_the_page() -> None:
+    source = report.as_source(b"\x00\xff", "png")
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"\x00\xff"
