@@ -48,7 +48,7 @@ def main(results: str, configurations: str, folds: str, threads: int = 1) -> Non
                 for fold in numbers
             },
             "for_new_scans": list(best(offered, everything)),
-            "scores": {"+".join(combination): value for combination, value in everything.items()},
+            "scores": {"+".join(part): value for part, value in everything.items()} if len(names) > 1 else {},
             "files": {str(mask): records.sha256(mask) for mask in masks},
         },
     )
@@ -95,7 +95,7 @@ def score_case(
 def mean_scores(
     scores: Sequence[Mapping[Combination, float | None]], offered: Sequence[Combination]
 ) -> dict[Combination, float]:
-    """Mean over the cases that have a score; 0 if none has."""
+    """Mean over the cases that have a score; 0 if none has (with one configuration nothing is scored)."""
     means = {}
     for combination in offered:
         found = [value for score in scores if (value := score[combination]) is not None]

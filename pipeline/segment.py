@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline import errors, records
+from pipeline import errors, evaluate, records
 from pipeline.errors import CohortError, TrainingError
 from pipeline.images import write_mask
 from pipeline.nn.checkpoints import load_model
@@ -20,7 +20,7 @@ from pipeline.nn.device import pick_device
 from pipeline.paths import Results
 from pipeline.predict import label_map, predict_case
 from pipeline.preprocess import prepare, read_channels
-from pipeline.records import Case
+from pipeline.records import Case, Cohort
 
 NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -61,6 +61,16 @@ def main(
                 total = total + predict_case(models, prepared.image, prepared.placement, processor, wanted)
             write_mask(mask, label_map(total, plan, case.case), case.channels[0])
     print(f"{len(cases)} masks in {files.segment}")
+    if labelled := [case for case in cases if case.label]:
+        scores = [score for case in labelled for score in score_scan(case, files, cohort, tolerance_mm)]
+        evaluate.write_scores(files.segment / "metrics.tsv", scores)
+        evaluate.write_summary(files.segment / "summary.tsv", evaluate.summarise(scores, seed=evaluate.SEED))
+        print(f"{len(labelled)} of them scored against their labels in {files.segment / 'metrics.tsv'}")
+
+
+def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> list[evaluate.Score]:
+    masks = {"segment": files.segment / f"{case.case}.nii.gz"}
+    return evaluate.measure_case(case, masks, labels=cohort.foreground, tolerance_mm=tolerance_mm)
 
 
 def find_scans(folder: Path, num_channels: int) -> list[Case]:
@@ -76,7 +86,7 @@ def find_scans(folder: Path, num_channels: int) -> list[Case]:
         if found:
             break
     else:
-        raise CohortError(f"{folder}: no NIFTI file (.nii, .nii.gz) there. Give the folder that holds the scans.")
+        raise CohortError(f"{folder}: no NIfTI file (.nii, .nii.gz) there. Give the folder that holds the scans.")
     channels: dict[str, list[Path]] = {}
     for path in found:
         split = CHANNEL_SUFFIX.match(_name(path))

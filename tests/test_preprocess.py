@@ -140,5 +140,5 @@ def test_arrays_on_disk_are_what_was_prepared(tmp_path):
 
 def test_channels_of_different_shapes_are_refused(tmp_path):
     case = save_case(tmp_path, [np.ones(SHAPE), np.ones((4, 4, 4))])
-    with pytest.raises(ImageError, match="a: channels of shapes .* one shape expected"):
+    with pytest.raises(ImageError, match="a: channels of shapes"):
         read_channels(case)

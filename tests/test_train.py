@@ -24,7 +24,11 @@ SETTINGS = dict(learning_rate=0.01, weight_decay=1e-4, foreground=0.5, mirror=[]
 
 
 def tiny_plan(dims=3, **changes):
-    flat = dict(patch_size=(24, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3, batch_size=12) if dims == 2 else {}
+    flat = (
+        dict(patch_size=(24, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3, batch_size=12)
+        if dims == 2
+        else {}
+    )
     return make_plan(**{"dims": dims, "widths": (Width(4, 0.01),), **flat, **changes})
 
 

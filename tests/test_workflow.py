@@ -1,0 +1,212 @@
+"""The whole flow as its user meets it: through `snakemake`, on a cohort so small that a run takes seconds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.phantoms import write_cohort
+from pipeline.records import read_table
+
+ROOT = Path(__file__).parents[1]
+TINY = {"features": 4, "patch_size": [16, 16, 16], "batch_size": 2}
+SETTINGS = {
+    "name": "tiny",
+    "cohort": "scans",
+    "folds": 2,
+    "device": "cpu",
+    "threads": 2,
+    "configurations": {"2d": {"dims": 2, **TINY, "patch_size": [16, 16]}, "3d_fullres": {"dims": 3, **TINY}},
+    "train": {"iterations": 3},
+}
+
+
+def snakemake(folder, *arguments, **changes):
+    """Run in `folder` with config.json; the process as it ended."""
+    (folder / "config.json").write_text(json.dumps({**SETTINGS, **changes}))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2"]
+    return subprocess.run(
+        [*command, *arguments, "--configfile", "config.json"], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+
+
+def jobs(process):
+    """The names of the rules that a dry run would run."""
+    lines = process.stdout.partition("Job stats:")[2].partition("\n\n")[0].splitlines()[3:]
+    return {line.split()[0] for line in lines} - {"all", "total"}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder with a cohort of six phantoms and a finished run of two configurations and two folds."""
+    folder = tmp_path_factory.mktemp("run")
+    write_cohort(folder / "scans", num_cases=6, size=0.5)
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def small_cohort(tmp_path):
+    write_cohort(tmp_path / "scans", num_cases=4, size=0.5)
+    return tmp_path
+
+
+def test_a_run_ends_with_all_that_the_contract_promises(finished):
+    results = finished / "results" / "tiny"
+    assert (results / "report.html").stat().st_size > 10_000
+    metrics = read_table(results / "metrics.tsv")
+    assert len(metrics) == 3 * 6 * 3, "configurations with the ensemble, cases, labels"
+    assert {row["configuration"] for row in metrics} == {"2d", "3d_fullres", "ensemble"}
+    assert {"configuration", "fold", "case", "label", "status", "dsc", "nsd", "hd95_mm"} <= metrics[0].keys()
+    assert {row["configuration"] for row in read_table(results / "summary.tsv")} == {"2d", "3d_fullres", "ensemble"}
+    for stage in ["discover", "check", "fingerprint", "plan", "preprocess", "train", "predict", "ensemble"]:
+        assert (results / stage).is_dir(), stage
+        assert any((finished / "logs" / "tiny" / stage).rglob("*.log")), stage
+
+
+def test_every_mask_lies_on_the_grid_of_its_scan_with_integer_labels(finished):
+    masks = sorted((finished / "results" / "tiny" / "masks").rglob("*.nii.gz"))
+    assert len(masks) == 3 * 6
+    for path in masks:
+        mask, scan = nib.load(path), nib.load(finished / "scans" / "imagesTr" / path.name)
+        assert mask.shape == scan.shape
+        assert mask.affine.tobytes() == scan.affine.tobytes()
+        assert mask.get_data_dtype() == np.uint8
+        assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 3}
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    assert "Nothing to be done" in (done := snakemake(finished)).stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "rerun"),
+    [
+        ({"report": {"title": "Another"}}, {"report"}),
+        ({"evaluate": {"tolerance_mm": 1}}, {"evaluate", "report"}),
+        ({"train": {"iterations": 4}}, {"train", "predict", "ensemble", "evaluate", "report"}),
+        ({"predict": {"overlap": 0.25}}, {"predict", "ensemble", "evaluate", "report"}),
+    ],
+)
+def test_a_changed_setting_reruns_its_stage_and_what_follows(finished, change, rerun):
+    assert jobs(snakemake(finished, "--dry-run", **change)) == rerun
+
+
+def test_segment_masks_new_scans_scores_them_and_skips_what_is_there(finished):
+    write_cohort(finished / "new", num_cases=2, seed=9, size=0.5)
+    (finished / "new" / "dataset.json").unlink()
+    done = snakemake(finished, "segment", "--config", "scans=new")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = finished / "results" / "tiny" / "segment"
+    masks = sorted(folder.glob("*.nii.gz"))
+    assert len(masks) == 2
+    assert len(read_table(folder / "metrics.tsv")) == 2 * 3
+    masks[0].unlink()
+    before = masks[1].stat().st_mtime_ns
+    again = snakemake(finished, "segment", "--config", "scans=new")
+    assert again.returncode == 0
+    assert masks[0].exists()
+    assert masks[1].stat().st_mtime_ns == before
+    assert "train" not in jobs(again)
+
+
+def test_segment_before_training_says_what_to_do(small_cohort):
+    done = snakemake(small_cohort, "segment", "--config", "scans=scans")
+    assert done.returncode != 0
+    assert_one_line(done, "nothing is trained yet")
+
+
+def assert_one_line(done, message):
+    text = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "Traceback" not in text
+    assert len([line for line in text.splitlines() if message in line]) == 1, text
+
+
+def corrupt_one_file(folder):
+    image = sorted((folder / "scans" / "imagesTr").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:-2000])
+
+
+def move_one_label(folder):
+    path = sorted((folder / "scans" / "labelsTr").iterdir())[0]
+    label = nib.load(path)
+    affine = label.affine.copy()
+    affine[:3, 3] += 30
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), affine), path)
+
+
+def empty_the_cohort(folder):
+    path = folder / "scans" / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "training": []}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "message"),
+    [
+        (None, {"flods": 3}, "Did you mean 'folds'?"),
+        (None, {"cohort": "nowhere"}, "CohortError: nowhere: "),
+        (empty_the_cohort, {}, "CohortError: "),
+        (corrupt_one_file, {}, "CohortError: check: 1 problem"),
+        (move_one_label, {}, "CohortError: check: 1 problem"),
+        (None, {"folds": 40}, "CohortError: "),
+    ],
+    ids=["misspelt_key", "missing_folder", "empty_cohort", "corrupt_file", "label_on_another_grid", "too_many_folds"],
+)
+def test_wrong_input_is_one_clear_line_and_a_failure(small_cohort, damage, changes, message):
+    if damage:
+        damage(small_cohort)
+    assert_one_line(snakemake(small_cohort, "check", **changes), message)
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_with_no_other_flag(small_cohort):
+    """kill -9 of the whole process tree, `--unlock`, the same command: the log says at which step it went on."""
+    changes = {
+        "configurations": {"3d_fullres": SETTINGS["configurations"]["3d_fullres"]},
+        "run_folds": [0],
+        "train": {"minutes": 0.5},
+    }
+    (small_cohort / "config.json").write_text(json.dumps({**SETTINGS, **changes}))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2"]
+    process = subprocess.Popen(
+        [*command, "--configfile", "config.json"],
+        cwd=small_cohort,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    checkpoint = small_cohort / "results/tiny/train/3d_fullres/fold_0/checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists()
+
+    assert snakemake(small_cohort, "--unlock", **changes).returncode == 0
+    done = snakemake(small_cohort, **changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = (small_cohort / "logs/tiny/train/3d_fullres/fold_0.log").read_text()
+    assert "resumed: " in log
+    assert "at step 0 " not in log
+    assert (small_cohort / "results/tiny/report.html").exists()
+
+
+def test_config_values_on_the_command_line_and_another_folder_work(tmp_path):
+    """`--config` adds to the config.yaml of the working folder, which `--directory` chooses."""
+    (tmp_path / "config.yaml").write_text("name: demo\ncohort: demo\n")
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--dry-run", "--directory", tmp_path]
+    done = subprocess.run(
+        [*command, "--config", "folds=2", "name=other"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "results/other/report.html" in done.stdout
+    assert "train              4" in done.stdout
