@@ -46,10 +46,11 @@ rule discover:
     conda:
         "envs/environment.yaml"
     params:
+        results=run.name,
         settings=run.settings("labels", "channels", "folds", "seed"),
         cohort=run.config["cohort"],
     shell:
-        "python -m pipeline.discover --results {run.name:q} --cohort {params.cohort:q}"
+        "python -m pipeline.discover --results {params.results:q} --cohort {params.cohort:q}"
         " --settings {params.settings:q} 2>&1 | tee {log:q}"
 
 
@@ -64,8 +65,10 @@ rule check:
     conda:
         "envs/environment.yaml"
     threads: run.threads
+    params:
+        results=run.name,
     shell:
-        "python -m pipeline.check --results {run.name:q} --threads {threads} 2>&1 | tee {log:q}"
+        "python -m pipeline.check --results {params.results:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule fingerprint:
@@ -79,8 +82,10 @@ rule fingerprint:
     conda:
         "envs/environment.yaml"
     threads: run.threads
+    params:
+        results=run.name,
     shell:
-        "python -m pipeline.fingerprint --results {run.name:q} --threads {threads} 2>&1 | tee {log:q}"
+        "python -m pipeline.fingerprint --results {params.results:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule plan:
@@ -97,11 +102,12 @@ rule plan:
     resources:
         gpu=1,
     params:
+        results=run.name,
         settings=run.configuration,
         memory_gib=run.config["memory_gib"],
         device=run.config["device"],
     shell:
-        "python -m pipeline.plan --results {run.name:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.plan --results {params.results:q} --configuration {wildcards.configuration}"
         " --settings {params.settings:q} --memory-gib {params.memory_gib} --device {params.device}"
         " --threads {threads} 2>&1 | tee {log:q}"
 
@@ -117,8 +123,10 @@ rule preprocess:
     conda:
         "envs/environment.yaml"
     threads: run.threads
+    params:
+        results=run.name,
     shell:
-        "python -m pipeline.preprocess --results {run.name:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.preprocess --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -136,11 +144,12 @@ rule train:
     resources:
         gpu=1,
     params:
+        results=run.name,
         settings=run.settings("train"),
         device=run.config["device"],
         seed=run.config["seed"],
     shell:
-        "python -m pipeline.train --results {run.name:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} --device {params.device}"
         " --seed {params.seed} --threads {threads} 2>&1 | tee {log:q}"
 
@@ -159,11 +168,12 @@ rule predict:
     resources:
         gpu=1,
     params:
+        results=run.name,
         settings=run.predict_settings,
         probabilities="--keep-probabilities" if len(run.configurations) > 1 else "",
         device=run.config["device"],
     shell:
-        "python -m pipeline.predict --results {run.name:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.predict --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} {params.probabilities}"
         " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 
@@ -180,10 +190,11 @@ rule ensemble:
         "envs/environment.yaml"
     threads: run.threads
     params:
+        results=run.name,
         configurations=",".join(run.configurations),
         folds=run.folds,
     shell:
-        "python -m pipeline.ensemble --results {run.name:q} --configurations {params.configurations}"
+        "python -m pipeline.ensemble --results {params.results:q} --configurations {params.configurations}"
         " --folds {params.folds} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -200,11 +211,12 @@ rule evaluate:
         "envs/environment.yaml"
     threads: run.threads
     params:
+        results=run.name,
         configurations=",".join([*run.configurations, "ensemble"]),
         folds=run.folds,
         settings=run.settings("evaluate"),
     shell:
-        "python -m pipeline.evaluate --results {run.name:q} --configurations {params.configurations}"
+        "python -m pipeline.evaluate --results {params.results:q} --configurations {params.configurations}"
         " --folds {params.folds} --settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -219,10 +231,11 @@ rule report:
     conda:
         "envs/environment.yaml"
     params:
+        results=run.name,
         settings=run.settings("report"),
         config=run.provenance,
     shell:
-        "python -m pipeline.report --results {run.name:q} --settings {params.settings:q}"
+        "python -m pipeline.report --results {params.results:q} --settings {params.settings:q}"
         " --config {params.config:q} 2>&1 | tee {log:q}"
 
 
@@ -236,12 +249,13 @@ rule segment:
     resources:
         gpu=1,
     params:
+        results=run.name,
         scans=run.config.get("scans", ""),
         settings=run.predict_settings,
         folds=run.folds,
         tolerance_mm=run.config["evaluate"]["tolerance_mm"],
         device=run.config["device"],
     shell:
-        "python -m pipeline.segment --results {run.name:q} --scans {params.scans:q} --folds {params.folds}"
+        "python -m pipeline.segment --results {params.results:q} --scans {params.scans:q} --folds {params.folds}"
         " --settings {params.settings:q} --tolerance-mm {params.tolerance_mm} --device {params.device}"
         " --threads {threads} 2>&1 | tee {log:q}"

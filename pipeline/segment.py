@@ -91,6 +91,9 @@ def find_scans(folder: Path, num_channels: int) -> list[Case]:
     for path in found:
         split = CHANNEL_SUFFIX.match(_name(path))
         channels.setdefault(split["case"] if split else _name(path), []).append(path)
+    names = [_name(path) for path in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CohortError(f"{folder}: two files with the same name: {', '.join(twice)}. Keep one of .nii and .nii.gz.")
     labels = {
         _name(path): path for part in LABEL_FOLDERS for path in (folder / part).glob("*") if NIFTI.match(path.name)
     }

@@ -11,7 +11,18 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["discover", "check", "fingerprint", "plan", "preprocess", "train", "predict", "ensemble", "evaluate", "report"]
+STAGES = [
+    "discover",
+    "check",
+    "fingerprint",
+    "plan",
+    "preprocess",
+    "train",
+    "predict",
+    "ensemble",
+    "evaluate",
+    "report",
+]
 HEAVY = {"train", "predict", "segment"}
 LIGHT = sorted(
     path.stem for path in (ROOT / "pipeline").iterdir() if path.stem not in {"nn", "__pycache__", "__init__"}
