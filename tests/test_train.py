@@ -60,7 +60,7 @@ def run(folder, settings, plan=None, fold=0):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_network_learns_two_blobs_and_its_saved_model_finds_them(tmp_path, dims):
     plan = tiny_plan(dims)
-    weights, width = run(tmp_path, {"iterations": 80}, plan)
+    weights, width = run(tmp_path, {"iterations": 200}, plan)
     (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
     save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
     model = load_model(tmp_path / "model.pt", CPU.where)
