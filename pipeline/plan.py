@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,7 @@ WIDTHS = (8, 16, BASE_FEATURES)
 FEWEST_STAGES = 3  # of MONAI's DynUNet
 CROP_BELOW = 0.75  # share of nonzero voxels under which intensities are normalised inside them only
 RAS_AXES = "xyz"
+Task = Literal["segmentation", "regression"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,22 @@ class Width:
     seconds_per_sample: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One configuration. Sizes and spacings run along `axes`, a permutation of the RAS axes x, y, z, coarsest first.
 
-    2D networks see slices across the first axis, whose spacing is `None`: a scan keeps its own.
+    2D networks see slices across the first axis, whose spacing is `None`: a scan keeps its own. `regions` are groups of
+    label values that may overlap, in the order in which they are painted; without them every voxel has one label.
     """
 
     configuration: str
+    task: Task
     dims: int
     network: str
+    preset: str
+    encoder: str
+    is_padded: bool
+    dropout: float
     axes: str
     spacing_mm: tuple[float | None, ...]
     median_shape: tuple[int, ...]
@@ -61,11 +68,18 @@ class Plan:
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...]
+    regions: tuple[tuple[int, ...], ...]
+    ignore_label: int | None
     channels: tuple[str, ...]
     normalisation: tuple[Scheme, ...]
     foreground_intensity: tuple[ForegroundIntensity, ...]
     widths: tuple[Width, ...]
     reasons: dict[str, str]
+
+    @property
+    def num_outputs(self) -> int:
+        """Maps that the network puts out: one per label with background, or per region."""
+        return len(self.regions or self.labels)
 
     def features(self, width: int) -> tuple[int, ...]:
         """Feature maps per stage of the network whose first stage has `width`."""
@@ -84,6 +98,7 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
             **lists,
             "strides": tuple(tuple(stride) for stride in content["strides"]),
             "kernels": tuple(tuple(kernel) for kernel in content["kernels"]),
+            "regions": tuple(tuple(region) for region in content["regions"]),
             "foreground_intensity": tuple(ForegroundIntensity(**part) for part in content["foreground_intensity"]),
             "widths": tuple(Width(**part) for part in content["widths"]),
         }
@@ -149,8 +164,13 @@ def plan_configuration(
     reasons["widths"] = "features of the first stage with the measured seconds per sample of one training step"
     return Plan(
         configuration=configuration,
+        task="segmentation",
         dims=dims,
         network=wanted["network"],
+        preset=wanted["preset"],
+        encoder=wanted["encoder"],
+        is_padded=wanted["padded"],
+        dropout=wanted["dropout"],
         axes=axes,
         spacing_mm=tuple(spacing) if dims == 3 else (None, *spacing[1:]),
         median_shape=tuple(shape),
@@ -159,6 +179,8 @@ def plan_configuration(
         strides=fitted.strides,
         kernels=fitted.kernels,
         labels=tuple(sorted(cohort.labels)),
+        regions=(),
+        ignore_label=None,
         channels=tuple(cohort.channels.values()),
         normalisation=schemes,
         foreground_intensity=tuple(_foreground(channel) for channel in fingerprint["channels"]),

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from pipeline.budget import fit_budget
+from pipeline.config import complete
 from pipeline.errors import PlanError
 from pipeline.plan import Width, mirror_axes, plan_configuration, plan_from_json
 from pipeline.records import Cohort
@@ -25,32 +26,37 @@ def make_fingerprint(spacing_mm=(1.0, 1.0, 1.0), shape=(35, 50, 36), num_cases=2
     }
 
 
+def settings(**given):
+    """A configuration as the schema completes it."""
+    return complete({"name": "a", "cohort": "demo", "configurations": {"b": given}})["configurations"]["b"]
+
+
 def test_hippocampus_gets_nnunets_plan_from_its_fingerprint():
-    plan = plan_configuration(make_fingerprint(), COHORT, "3d_fullres", {"dims": 3, "network": "unet"}, 8)
+    plan = plan_configuration(make_fingerprint(), COHORT, "3d_fullres", settings(dims=3), 8)
     assert (plan.axes, plan.patch_size, plan.batch_size) == ("zyx", (40, 56, 40), 9)
-    flat = plan_configuration(make_fingerprint(), COHORT, "2d", {"dims": 2, "network": "unet"}, 8)
+    flat = plan_configuration(make_fingerprint(), COHORT, "2d", settings(dims=2), 8)
     assert (flat.patch_size, flat.batch_size, flat.spacing_mm) == ((56, 40), 366, (None, 1.0, 1.0))
 
 
 def test_the_coarsest_axis_leads_and_the_numbers_follow_it():
     fingerprint = make_fingerprint(spacing_mm=(3.0, 1.0, 1.2), shape=(40, 200, 150))
-    plan = plan_configuration(fingerprint, COHORT, "3d_fullres", {"dims": 3, "network": "unet"}, 8)
+    plan = plan_configuration(fingerprint, COHORT, "3d_fullres", settings(dims=3), 8)
     assert (plan.axes, plan.spacing_mm, plan.median_shape) == ("xzy", (3.0, 1.2, 1.0), (40, 150, 200))
 
 
 def test_every_decision_has_its_reason():
-    plan = plan_configuration(make_fingerprint(), COHORT, "3d_fullres", {"dims": 3, "network": "unet"}, 8)
+    plan = plan_configuration(make_fingerprint(), COHORT, "3d_fullres", settings(dims=3), 8)
     decided = {"spacing_mm", "axes", "median_shape", "patch_size", "batch_size", "strides", "normalisation", "widths"}
     assert decided <= plan.reasons.keys()
 
 
 def test_a_plan_survives_json():
-    plan = plan_configuration(make_fingerprint(), COHORT, "2d", {"dims": 2, "network": "unet"}, 8)
+    plan = plan_configuration(make_fingerprint(), COHORT, "2d", settings(dims=2), 8)
     assert plan_from_json(json.loads(json.dumps(asdict(plan)))) == plan
 
 
 def test_what_the_user_sets_is_what_the_plan_says():
-    wanted = {"dims": 3, "network": "unet", "patch_size": [30, 32, 32], "batch_size": 3, "spacing_mm": [1, 2, 1]}
+    wanted = settings(dims=3, patch_size=[30, 32, 32], batch_size=3, spacing_mm=[1, 2, 1])
     plan = plan_configuration(make_fingerprint(), COHORT, "mine", wanted, 8)
     assert (plan.batch_size, plan.axes, plan.spacing_mm) == (3, "yzx", (2, 1, 1))
     assert plan.patch_size == (32, 32, 32), "padded until every stride divides it"
@@ -59,7 +65,7 @@ def test_what_the_user_sets_is_what_the_plan_says():
 
 def test_ct_is_read_in_hounsfield_units_and_cropped_mr_inside_the_patient():
     def scheme(**changes):
-        plan = plan_configuration(make_fingerprint(**changes), COHORT, "2d", {"dims": 2, "network": "unet"}, 8)
+        plan = plan_configuration(make_fingerprint(**changes), COHORT, "2d", settings(dims=2), 8)
         return plan.normalisation
 
     assert scheme(channel="CT") == ("ct",)
@@ -69,7 +75,7 @@ def test_ct_is_read_in_hounsfield_units_and_cropped_mr_inside_the_patient():
 
 def test_scans_too_small_for_a_network_are_refused_with_what_to_do():
     with pytest.raises(PlanError, match=re.escape("allows 1 stages, 3 expected")):
-        plan_configuration(make_fingerprint(shape=(6, 6, 6)), COHORT, "3d_fullres", {"dims": 3, "network": "unet"}, 8)
+        plan_configuration(make_fingerprint(shape=(6, 6, 6)), COHORT, "3d_fullres", settings(dims=3), 8)
 
 
 def test_a_short_budget_gets_a_narrow_network_and_a_long_one_a_wide_one():
