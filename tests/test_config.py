@@ -44,7 +44,7 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ({"configurations": ["attention"]}, "configurations.attention needs `dims: 2` or `dims: 3`"),
         ({"configurations": {"ensemble": {"dims": 3}}}, "configurations"),
         ({"configurations": {"2d": {"patch_size": [8, 8, 8]}}}, "2 numbers expected, for dims is 2"),
-        ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet']"),
+        ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet'"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_it(change, message):
