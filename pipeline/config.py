@@ -17,6 +17,13 @@ SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text
 DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3}
 BUDGETS = ("minutes", "epochs", "iterations")
 DEFAULT_BUDGET = {"minutes": 60}
+OVERLAP_LOSSES = ("dice", "focal", "dice_focal", "tversky", "generalized_dice")
+LOSSES = {
+    "labels": ("dice_ce", "ce", "topk_ce", *OVERLAP_LOSSES),
+    "regions": ("dice_bce", "bce", *OVERLAP_LOSSES),
+    "regression": ("mse", "mae"),
+}
+UNWEIGHTED = ("generalized_dice", "mse", "mae")
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,6 +39,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _fill_defaults(full, SCHEMA)
     _complete_configurations(full["configurations"])
     _complete_budget(full["train"])
+    _complete_loss(full)
     _check_folds(full)
     return full
 
@@ -104,6 +112,25 @@ def _complete_budget(train: dict[str, Any]) -> None:
         raise ConfigError(f"config: train has {' and '.join(given)}: one budget expected. Remove the others.")
     if not given:
         train.update(DEFAULT_BUDGET)
+
+
+def fitting_losses(task: str, has_regions: bool) -> tuple[str, ...]:
+    """Losses that can train what such a network puts out, the default first."""
+    return LOSSES["regions" if has_regions else "labels"] if task == "segmentation" else LOSSES[task]
+
+
+def _complete_loss(config: dict[str, Any]) -> None:
+    train, has_regions = config["train"], bool(config["regions"])
+    fitting = fitting_losses(config["task"], has_regions)
+    loss = train.setdefault("loss", fitting[0])
+    if loss not in fitting:
+        outputs = "labels that may overlap (`regions`)" if has_regions else config["task"]
+        raise ConfigError(f"config: train.loss is {loss!r}, for {outputs} one of {', '.join(fitting)} expected.")
+    weights = train["class_weights"]
+    if weights and loss in UNWEIGHTED:
+        raise ConfigError(f"config: train.class_weights is {weights}, yet {loss} takes none. Remove it.")
+    if weights and not any(weights if has_regions else weights[1:]):
+        raise ConfigError(f"config: train.class_weights is {weights}: one above 0 expected, besides the background's.")
 
 
 def _check_folds(config: dict[str, Any]) -> None:

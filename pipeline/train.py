@@ -21,7 +21,7 @@ from pipeline.errors import TrainingError
 from pipeline.nn.augment import augment
 from pipeline.nn.checkpoints import load_checkpoint, save_checkpoint, save_model
 from pipeline.nn.device import Device, channels_last, pick_device
-from pipeline.nn.losses import deep_supervision_loss
+from pipeline.nn.losses import Loss, make_loss
 from pipeline.nn.networks import build_network
 from pipeline.nn.patches import PatchSource, draw_batch, open_sources
 from pipeline.paths import Results
@@ -84,6 +84,7 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
     )
+    measure = make_loss(settings, plan)
     step, elapsed_s, rows = 0, 0.0, []
     key = training_key(plan, settings, seed, [source.case for source in training])
     checkpoint = folder / "checkpoint.pt"
@@ -109,7 +110,7 @@ def train(
             image, reference = image.to(device.where), reference.to(device.where)
             if settings["augment"]:
                 image, reference = augment(image, reference, mirror_axes(plan, settings["mirror"]))
-            loss = loss_of(network.train(), image, reference, plan, device)
+            loss = loss_of(network.train(), image, reference, plan, device, measure)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
@@ -126,7 +127,7 @@ def train(
                     raise TrainingError(
                         f"{folder}: the loss is {train_loss} at step {step}. Lower `train.learning_rate`."
                     )
-                validation_loss, validation_dsc = validate(network, validation, plan, budget, device, seed)
+                validation_loss, validation_dsc = validate(network, validation, plan, budget, device, seed, measure)
                 row = (step, round(elapsed_s, 2), rate, train_loss, validation_loss, validation_dsc)
                 rows.append(dict(zip(PROGRESS, row, strict=True)))
                 records.write_table(folder / "progress.tsv", PROGRESS, rows)
@@ -170,11 +171,11 @@ def progress_bar(plan: Plan, seed: tuple[int, int], budget: Budget) -> tqdm:
 
 
 def loss_of(
-    network: torch.nn.Module, image: torch.Tensor, reference: torch.Tensor, plan: Plan, device: Device
+    network: torch.nn.Module, image: torch.Tensor, reference: torch.Tensor, plan: Plan, device: Device, measure: Loss
 ) -> torch.Tensor:
     with device.precision():
         logits = network(image.to(memory_format=channels_last(plan.dims)))
-    return deep_supervision_loss(logits, reference, is_batch_dice=plan.dims == 2)
+    return measure(logits, reference)
 
 
 @torch.no_grad()
@@ -185,6 +186,7 @@ def validate(
     budget: Budget,
     device: Device,
     seed: tuple[int, int],
+    measure: Loss,
 ) -> tuple[float | None, float | None]:
     """Loss, and mean DSC of the labels found in the same held-out patches each time; (None, None) without cases."""
     if not sources:
@@ -197,7 +199,7 @@ def validate(
         image, reference = draw_batch(sources, plan.patch_size, budget.batch_size, 1.0, random)
         with device.precision():
             logits = network(image.to(device.where, memory_format=channels_last(plan.dims)))
-        losses.append(float(deep_supervision_loss([logits], reference.to(device.where), is_batch_dice=plan.dims == 2)))
+        losses.append(float(measure(logits, reference.to(device.where))))
         predicted, wanted = logits.argmax(1).cpu().numpy().ravel(), reference.numpy().ravel()
         overlap += np.bincount(wanted[predicted == wanted], minlength=num_labels)
         sizes += np.bincount(predicted, minlength=num_labels) + np.bincount(wanted, minlength=num_labels)

@@ -44,6 +44,21 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ({"configurations": ["attention"]}, "configurations.attention needs `dims: 2` or `dims: 3`"),
         ({"configurations": {"ensemble": {"dims": 3}}}, "configurations"),
         ({"configurations": {"2d": {"patch_size": [8, 8, 8]}}}, "2 numbers expected, for dims is 2"),
+        ({"train": {"loss": "mse"}}, "train.loss is 'mse', for segmentation one of dice_ce, ce, topk_ce, dice"),
+        ({"train": {"loss": "bce"}}, "train.loss is 'bce', for segmentation one of"),
+        (
+            {"train": {"loss": "ce"}, "regions": {"all": [1, 2]}},
+            "for labels that may overlap (`regions`) one of dice_bce",
+        ),
+        (
+            {"train": {"loss": "dice"}, "task": "regression"},
+            "train.loss is 'dice', for regression one of mse, mae expected",
+        ),
+        (
+            {"train": {"class_weights": [1, 0]}},
+            "class_weights is [1, 0]: one above 0 expected, besides the background's",
+        ),
+        ({"train": {"class_weights": [1, 2]}, "task": "regression"}, "class_weights is [1, 2], yet mse takes none"),
         ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet'"),
     ],
 )
@@ -51,6 +66,14 @@ def test_a_wrong_key_or_value_is_one_line_that_names_it(change, message):
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         complete({**TWO_LINES, **change})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "loss"),
+    [({}, "dice_ce"), ({"regions": {"all": [1, 2]}}, "dice_bce"), ({"task": "regression"}, "mse")],
+)
+def test_without_a_name_the_loss_is_the_one_that_fits(change, loss):
+    assert complete({**TWO_LINES, **change})["train"]["loss"] == loss
 
 
 def test_missing_keys_are_named_once():
