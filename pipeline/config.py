@@ -39,6 +39,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _fill_defaults(full, SCHEMA)
     _complete_configurations(full["configurations"])
     _complete_budget(full["train"])
+    _check_ignore_label(full)
     _complete_loss(full)
     _check_folds(full)
     return full
@@ -131,6 +132,17 @@ def _complete_loss(config: dict[str, Any]) -> None:
         raise ConfigError(f"config: train.class_weights is {weights}, yet {loss} takes none. Remove it.")
     if weights and not any(weights if has_regions else weights[1:]):
         raise ConfigError(f"config: train.class_weights is {weights}: one above 0 expected, besides the background's.")
+
+
+def _check_ignore_label(config: dict[str, Any]) -> None:
+    ignored = config.get("ignore_label")
+    inside = [name for name, values in config["regions"].items() if ignored in values]
+    if inside:
+        raise ConfigError(
+            f"config: ignore_label is {ignored}, yet regions.{inside[0]} has it. Remove it from one of them."
+        )
+    if ignored is not None and config["task"] == "regression":
+        raise ConfigError(f"config: ignore_label is {ignored}, yet a regression has no labels. Remove it.")
 
 
 def _check_folds(config: dict[str, Any]) -> None:

@@ -23,14 +23,16 @@ CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def main(results: str, cohort: str, settings: str) -> None:
-    """`settings`: `{"folds": 5, "seed": 12345, "labels": {"1": "liver"}, "channels": {"0": "CT"}}`."""
+    """`settings`: `{"folds": 5, "seed": 12345, "labels": {"1": "liver"}, "channels": {"0": "CT"}, "ignore_label": 9}`."""
     files = Results(results)
     wanted = json.loads(settings)
     folder = Path(cohort)
     if cohort == DEMO:
         folder = files.demo_scans
         phantoms.write_cohort(folder, num_cases=DEMO_CASES, seed=wanted["seed"], modality="CT")
-    found, cases = read_msd(folder, labels=wanted["labels"], channels=wanted["channels"])
+    found, cases = read_msd(
+        folder, labels=wanted["labels"], channels=wanted["channels"], ignore_label=wanted["ignore_label"]
+    )
     subjects = [case.subject for case in cases]
     folds = assign_folds(subjects, wanted["folds"], wanted["seed"])
     cases = [replace(case, fold=fold) for case, fold in zip(cases, folds, strict=True)]
@@ -45,12 +47,15 @@ def _listed(names: Mapping[int, str]) -> str:
     return ", ".join(f"{number} {name}" for number, name in names.items())
 
 
-def read_msd(folder: Path, *, labels: Names, channels: Names) -> tuple[Cohort, list[Case]]:
+def read_msd(
+    folder: Path, *, labels: Names, channels: Names, ignore_label: int | None = None
+) -> tuple[Cohort, list[Case]]:
     """The cohort and its cases, sorted by id and all in fold 0, of a Medical Segmentation Decathlon folder.
 
     Args:
         labels: names that win over those of `dataset.json`, by label value as text; further values are added.
         channels: names that win over those of `dataset.json`, by channel index as text.
+        ignore_label: the value of voxels that nobody labelled, declared there or not.
 
     Raises:
         CohortError: no such folder, or a `dataset.json` that is missing, not valid or contradicts the files.
@@ -61,8 +66,9 @@ def read_msd(folder: Path, *, labels: Names, channels: Names) -> tuple[Cohort, l
     cohort = Cohort(
         name=str(description.get("name") or folder.name),
         layout="MSD",
-        labels=_label_names(file, description.get("labels"), labels),
+        labels=_label_names(file, description.get("labels"), labels, ignore_label),
         channels=_channel_names(file, modality, channels),
+        ignore_label=ignore_label,
     )
     entries = description.get("training")
     if not isinstance(entries, list) or not entries:
@@ -97,7 +103,7 @@ def _read_description(file: Path) -> dict[str, Any]:
     return description
 
 
-def _label_names(file: Path, declared: object, wanted: Names) -> dict[int, str]:
+def _label_names(file: Path, declared: object, wanted: Names, ignored: int | None) -> dict[int, str]:
     """By value: from `{"1": "liver"}` as MSD writes it, or from nnU-Net's `{"liver": 1}`."""
     if not isinstance(declared, dict):
         expected = '{"0": "background", "1": "liver"}'
@@ -111,6 +117,7 @@ def _label_names(file: Path, declared: object, wanted: Names) -> dict[int, str]:
             message = f"{file}: `labels` is {declared}, one integer for each name expected. Correct it."
             raise CohortError(message) from error
     names = {BACKGROUND: "background"} | by_value | {int(value): name for value, name in wanted.items()}
+    names = {value: name for value, name in names.items() if value != ignored}
     if len(names) == 1 or min(names) < 0:
         found = ", ".join(map(str, sorted(names)))
         raise CohortError(f"{file}: labels {found} found, 0 and at least one above it expected. Correct `labels`.")

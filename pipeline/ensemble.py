@@ -16,9 +16,9 @@ from pipeline import errors, records
 from pipeline.images import Segmentation, read_labels_ras, write_mask
 from pipeline.metrics import dsc
 from pipeline.paths import Results
-from pipeline.plan import read_plan
-from pipeline.probabilities import load_probabilities
-from pipeline.records import Case
+from pipeline.plan import Plan, read_plan
+from pipeline.probabilities import label_map, load_probabilities
+from pipeline.records import BACKGROUND, Case
 
 Combination = tuple[str, ...]  # names of configurations whose probabilities are averaged
 
@@ -31,12 +31,12 @@ def main(results: str, configurations: str, folds: str, threads: int = 1) -> Non
     for name in names:
         for fold in numbers:
             records.verify_file_list(files.predicted(name, fold))
-    labels = read_plan(files.plan(names[0])).labels
+    plan = read_plan(files.plan(names[0]))
     offered = all_combinations(names)
-    score = partial(score_case, files=files, offered=offered, labels=labels)
+    score = partial(score_case, files=files, offered=offered, plan=plan)
     scores = process_map(score, cases, max_workers=threads, desc="ensemble scores", mininterval=5)
     chosen = choose(scores, [case.fold for case in cases], offered, numbers)
-    write = partial(write_combined, files=files, labels=labels)
+    write = partial(write_combined, files=files, plan=plan)
     combined = [chosen[case.fold] for case in cases]
     masks = process_map(write, cases, combined, max_workers=threads, desc="ensemble masks", mininterval=5)
     everything = mean_scores(scores, offered)
@@ -69,25 +69,28 @@ def explain(num_folds: int, num_configurations: int) -> str:
     return "best mean DSC on the cases of the other folds"
 
 
-def combine(files: Results, case: str, combination: Combination, labels: Sequence[int]) -> Segmentation:
-    """(I, J, K) in RAS order: the label of the highest mean probability; one configuration alone keeps its own mask."""
+def combine(files: Results, case: str, combination: Combination, plan: Plan) -> Segmentation:
+    """(I, J, K) in RAS order: the label map of the mean probabilities; one configuration alone keeps its own mask."""
     if len(combination) == 1:
         return read_labels_ras(files.mask(combination[0], case))[0]
     mean = np.mean([load_probabilities(files.probabilities(name, case)) for name in combination], axis=0)
-    return np.asarray(np.asarray(labels, dtype=np.int32)[mean.argmax(axis=0)])
+    return label_map(mean, plan)
 
 
 def score_case(
-    case: Case, *, files: Results, offered: Sequence[Combination], labels: Sequence[int]
+    case: Case, *, files: Results, offered: Sequence[Combination], plan: Plan
 ) -> dict[Combination, float | None]:
     """Mean DSC over the foreground labels for each combination; None where neither mask has any."""
     if len(offered) == 1 or case.label is None:
         return dict.fromkeys(offered, None)
     reference = read_labels_ras(case.label)[0]
+    is_ignored = reference == plan.ignore_label  # nowhere if there is none
+    reference[is_ignored] = BACKGROUND
     scores: dict[Combination, float | None] = {}
     for combination in offered:
-        prediction = combine(files, case.case, combination, labels)
-        found = [score for score in dsc(reference, prediction, labels=labels[1:]) if score is not None]
+        prediction = combine(files, case.case, combination, plan)
+        prediction[is_ignored] = BACKGROUND
+        found = [score for score in dsc(reference, prediction, labels=plan.labels[1:]) if score is not None]
         scores[combination] = float(np.mean(found)) if found else None
     return scores
 
@@ -123,9 +126,9 @@ def choose(
     return chosen
 
 
-def write_combined(case: Case, combination: Combination, *, files: Results, labels: Sequence[int]) -> Path:
+def write_combined(case: Case, combination: Combination, *, files: Results, plan: Plan) -> Path:
     mask = files.mask("ensemble", case.case)
-    write_mask(mask, combine(files, case.case, combination, labels), case.channels[0])
+    write_mask(mask, combine(files, case.case, combination, plan), case.channels[0])
     return mask
 
 

@@ -20,7 +20,7 @@ from pipeline.errors import CohortError, ImageError
 from pipeline.images import Grid, Segmentation, read_labels_ras
 from pipeline.metrics import Status, measure
 from pipeline.paths import Results
-from pipeline.records import Case
+from pipeline.records import BACKGROUND, Case, Cohort
 
 MEAN = "mean"  # stands for a label in the row over all labels
 NUM_RESAMPLES = 1000
@@ -83,9 +83,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
         raise CohortError(f"{files.cases}: no case of folds {folds} has a label file. Add one to score.")
     masks = [{name: files.mask(name, case.case) for name in names} for case in cases]
     measure_one = partial(
-        measure_case,
-        labels=records.read_cohort(files.cohort).foreground,
-        tolerance_mm=json.loads(settings)["tolerance_mm"],
+        measure_case, cohort=records.read_cohort(files.cohort), tolerance_mm=json.loads(settings)["tolerance_mm"]
     )
     of_cases = process_map(measure_one, cases, masks, max_workers=threads, chunksize=1, desc="evaluate", mininterval=1)
     scores = [score for of_case in of_cases for score in of_case]
@@ -94,14 +92,11 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     write_summary(files.summary, summarise(scores))
 
 
-def measure_case(
-    case: Case, masks: Mapping[str, Path], *, labels: Mapping[int, str], tolerance_mm: float
-) -> list[Score]:
-    """Score one labelled case, of the cohort or a new scan.
+def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, tolerance_mm: float) -> list[Score]:
+    """Score one labelled case, of the cohort or a new scan. Where the reference has the ignore label, all is background.
 
     Args:
         masks: per configuration the predicted mask.
-        labels: value and name of every foreground label.
     Returns:
         One score per mask and label, in the order of both.
     Raises:
@@ -109,9 +104,12 @@ def measure_case(
     """
     assert case.label is not None, case
     reference, grid = read_labels_ras(case.label)
+    labels, is_ignored = cohort.foreground, reference == cohort.ignore_label
+    reference[is_ignored] = BACKGROUND
     scores = []
     for configuration, path in masks.items():
         prediction = _read_mask(path, case, grid)
+        prediction[is_ignored] = BACKGROUND
         measures = measure(
             reference, prediction, labels=list(labels), spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm
         )

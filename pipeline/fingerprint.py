@@ -3,6 +3,7 @@
 Describes; decides nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -25,12 +26,14 @@ def main(results: str, threads: int = 1) -> None:
     cases = records.read_cases(files.cases)
     cohort = records.read_cohort(files.cohort)
     samples_per_case = max(1, SAMPLES // len(cases))
-    look = partial(fingerprint_case, num_samples=samples_per_case)
+    look = partial(fingerprint_case, num_samples=samples_per_case, labels=list(cohort.foreground))
     found = process_map(look, cases, range(len(cases)), max_workers=threads, desc="fingerprint", mininterval=1)
     records.write_json(files.fingerprint, summarise(found, list(cohort.channels.values())))
 
 
-def fingerprint_case(case: Case, seed: int, num_samples: int) -> tuple[dict[str, Any], NDArray[np.float32]]:
+def fingerprint_case(
+    case: Case, seed: int, num_samples: int, labels: Sequence[int]
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """The row of one case and (C, N) intensities sampled with replacement from its foreground."""
     channels, grids = zip(*(read_ras(path) for path in case.channels), strict=True)
     image = np.stack(channels)
@@ -42,7 +45,7 @@ def fingerprint_case(case: Case, seed: int, num_samples: int) -> tuple[dict[str,
         "shape_nonzero": [part.stop - part.start for part in box],
     }
     samples = np.empty((len(image), 0), np.float32)
-    if case.label is not None and (foreground := image[:, read_labels_ras(case.label)[0] > 0]).shape[1]:
+    if case.label is not None and (foreground := image[:, np.isin(read_labels_ras(case.label)[0], labels)]).shape[1]:
         samples = foreground[:, np.random.default_rng(seed).integers(foreground.shape[1], size=num_samples)]
     return row, samples
 

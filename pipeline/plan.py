@@ -180,7 +180,7 @@ def plan_configuration(
         kernels=fitted.kernels,
         labels=tuple(sorted(cohort.labels)),
         regions=(),
-        ignore_label=None,
+        ignore_label=cohort.ignore_label,
         channels=tuple(cohort.channels.values()),
         normalisation=schemes,
         foreground_intensity=tuple(_foreground(channel) for channel in fingerprint["channels"]),

@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline import errors, records
 from pipeline.errors import ImageError
-from pipeline.images import Segmentation, Volume, write_mask
+from pipeline.images import Volume, write_mask
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.device import Device, pick_device
 from pipeline.nn.sliding import predict_probabilities
 from pipeline.paths import Results
-from pipeline.plan import Plan, mirror_axes
+from pipeline.plan import mirror_axes
 from pipeline.preprocess import Placement, load_image, load_placement, restore
-from pipeline.probabilities import save_probabilities
+from pipeline.probabilities import label_map, save_probabilities
 
 
 def main(
@@ -42,9 +41,10 @@ def main(
     made: list[Path] = []
     for case in tqdm(records.cases_of_fold(records.read_cases(files.cases), fold), desc="predict", mininterval=5):
         folder = files.arrays(configuration, case.case)
-        probabilities = predict_case([model], load_image(folder), load_placement(folder), processor, wanted)
+        placement = load_placement(folder)
+        probabilities = predict_case([model], load_image(folder), placement, processor, wanted, case=case.case)
         mask = files.mask(configuration, case.case)
-        write_mask(mask, label_map(probabilities, model.plan, case.case), case.channels[0])
+        write_mask(mask, label_map(probabilities, model.plan), case.channels[0])
         made.append(mask)
         if keep_probabilities:
             made.append(files.probabilities(configuration, case.case))
@@ -53,24 +53,18 @@ def main(
 
 
 def predict_case(
-    models: list[Model], image: Volume, placement: Placement, device: Device, settings: dict[str, Any]
+    models: list[Model], image: Volume, placement: Placement, device: Device, settings: dict[str, Any], *, case: str
 ) -> Volume:
-    """(C, D, H, W) as prepared to probabilities (L, I, J, K) on the scan's RAS grid."""
-    axes = mirror_axes(models[0].plan, settings["mirror_axes"]) if settings["mirror"] else []
-    probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirror=axes)
-    return restore(probabilities, placement)
-
-
-def label_map(probabilities: Volume, plan: Plan, case: str) -> Segmentation:
-    """(L, I, J, K) to (I, J, K) label values.
+    """(C, D, H, W) as prepared to probabilities (L, I, J, K) on the scan's RAS grid.
 
     Raises:
         ImageError: not finite; the most likely class of NaN would be a plausible background.
     """
+    axes = mirror_axes(models[0].plan, settings["mirror_axes"]) if settings["mirror"] else []
+    probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirror=axes)
     if not np.isfinite(probabilities).all():
         raise ImageError(f"{case}: the network's output is not finite, so no mask is written. Check scan and weights.")
-    values: NDArray[np.int32] = np.asarray(plan.labels, dtype=np.int32)
-    return values[probabilities.argmax(axis=0)]
+    return restore(probabilities, placement)
 
 
 if __name__ == "__main__":

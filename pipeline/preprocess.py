@@ -41,7 +41,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Prepared:
-    """`image` (C, D, H, W), `classes` (D, H, W) as indices into the plan's labels, along the plan's axes."""
+    """`image` (C, D, H, W), `classes` (D, H, W) as indices into the plan's labels, along the plan's axes.
+
+    The index of the plan's ignore label is the one after the last label's.
+    """
 
     image: Volume
     classes: NDArray[np.uint16] | None
@@ -63,9 +66,7 @@ def preprocess_case(case: Case, folder: Path, plan: Plan) -> list[Path]:
     """Write the arrays of one case below `folder`, each file memory-mappable."""
     channels, spacing_mm = read_channels(case)
     labels = read_labels_ras(case.label)[0] if case.label else None
-    prepared = prepare(channels, spacing_mm, plan, labels)
-    files = save_prepared(prepared, folder)
-    return files
+    return save_prepared(prepare(channels, spacing_mm, plan, labels), folder, plan)
 
 
 def read_channels(case: Case) -> tuple[Volume, Spacing]:
@@ -115,8 +116,10 @@ def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: Segmentat
 
 
 def _label_indices(labels: Segmentation, plan: Plan) -> NDArray[np.uint16]:
-    indices = np.searchsorted(plan.labels, labels).astype(np.uint16)
-    assert (np.take(plan.labels, indices, mode="clip") == labels).all(), "check refuses undeclared labels"
+    values = np.array(plan.labels if plan.ignore_label is None else (*plan.labels, plan.ignore_label))
+    by_value = np.argsort(values).astype(np.uint16)
+    indices = by_value.take(np.searchsorted(values, labels, sorter=by_value), mode="clip")
+    assert (values[indices] == labels).all(), "check refuses undeclared labels"
     return indices
 
 
@@ -135,10 +138,11 @@ def restore(probabilities: Volume, placement: Placement) -> Volume:
     return whole
 
 
-def save_prepared(prepared: Prepared, folder: Path) -> list[Path]:
+def save_prepared(prepared: Prepared, folder: Path, plan: Plan) -> list[Path]:
     arrays: dict[str, NDArray] = {"image": prepared.image}
-    if prepared.classes is not None:
-        arrays |= {"classes": prepared.classes, "locations": foreground_locations(prepared.classes)}
+    if (classes := prepared.classes) is not None:
+        labelled = np.where(classes == len(plan.labels), records.BACKGROUND, classes)
+        arrays |= {"classes": classes, "locations": foreground_locations(labelled)}
     for name, array in arrays.items():
         with records.written_whole(folder / f"{name}.npy") as partial_path, partial_path.open("wb") as handle:
             np.save(handle, array)

@@ -1,11 +1,16 @@
-"""Class probabilities on disk in one byte per voxel and class: 1/255 steps, which no mean of a few networks can see."""
+"""Probabilities of what a plan puts out: on disk in one byte per voxel and output, and as the label map that they mean.
+
+Steps of 1/255 are finer than what a mean of a few networks can tell. Imports no torch.
+"""
 
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import records
-from pipeline.images import Volume
+from pipeline.images import Segmentation, Volume
+from pipeline.plan import Plan
 
 STEPS = 255
 
@@ -19,3 +24,9 @@ def save_probabilities(path: Path, probabilities: Volume) -> None:
 def load_probabilities(path: Path) -> Volume:
     with np.load(path) as content:
         return np.asarray(content["probabilities"] / np.float32(STEPS), dtype=np.float32)
+
+
+def label_map(probabilities: Volume, plan: Plan) -> Segmentation:
+    """(L, I, J, K) to (I, J, K) label values: the likeliest."""
+    values: NDArray[np.int32] = np.asarray(plan.labels, dtype=np.int32)
+    return values[probabilities.argmax(axis=0)]

@@ -31,12 +31,21 @@ class Case:
 
 @dataclass(frozen=True)
 class Cohort:
-    """What all cases share: names of the labels (0 is background) and of the channels, e.g. `CT` or `T2`."""
+    """What all cases share: names of the labels (0 is background) and of the channels, e.g. `CT` or `T2`.
+
+    `ignore_label` is the value of voxels that nobody labelled; it is not among `labels`.
+    """
 
     name: str
     layout: str
     labels: dict[int, str]
     channels: dict[int, str]
+    ignore_label: int | None = None
+
+    @property
+    def declared(self) -> frozenset[int]:
+        """Every value that a label map may hold."""
+        return frozenset({*self.labels} if self.ignore_label is None else {*self.labels, self.ignore_label})
 
     @property
     def foreground(self) -> dict[int, str]:

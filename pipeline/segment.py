@@ -18,8 +18,9 @@ from pipeline.images import write_mask
 from pipeline.nn.checkpoints import load_model
 from pipeline.nn.device import pick_device
 from pipeline.paths import Results
-from pipeline.predict import label_map, predict_case
+from pipeline.predict import predict_case
 from pipeline.preprocess import prepare, read_channels
+from pipeline.probabilities import label_map
 from pipeline.records import Case, Cohort
 
 NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
@@ -58,8 +59,9 @@ def main(
             for models in ensembles:
                 plan = models[0].plan
                 prepared = prepare(channels, spacing_mm, plan)
-                total = total + predict_case(models, prepared.image, prepared.placement, processor, wanted)
-            write_mask(mask, label_map(total, plan, case.case), case.channels[0])
+                placement = prepared.placement
+                total = total + predict_case(models, prepared.image, placement, processor, wanted, case=case.case)
+            write_mask(mask, label_map(total / np.float32(len(ensembles)), plan), case.channels[0])
     print(f"{len(cases)} masks in {files.segment}")
     if labelled := [case for case in cases if case.label]:
         scores = [score for case in labelled for score in score_scan(case, files, cohort, tolerance_mm)]
@@ -70,7 +72,7 @@ def main(
 
 def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> list[evaluate.Score]:
     masks = {"segment": files.segment / f"{case.case}.nii.gz"}
-    return evaluate.measure_case(case, masks, labels=cohort.foreground, tolerance_mm=tolerance_mm)
+    return evaluate.measure_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)
 
 
 def find_scans(folder: Path, num_channels: int) -> list[Case]:

@@ -23,6 +23,7 @@ from pipeline.nn.checkpoints import load_checkpoint, save_checkpoint, save_model
 from pipeline.nn.device import Device, channels_last, pick_device
 from pipeline.nn.losses import Loss, make_loss
 from pipeline.nn.networks import build_network
+from pipeline.nn.outputs import count_voxels
 from pipeline.nn.patches import PatchSource, draw_batch, open_sources
 from pipeline.paths import Results
 from pipeline.plan import Plan, mirror_axes, read_plan
@@ -192,19 +193,20 @@ def validate(
     if not sources:
         return None, None
     random = np.random.default_rng(seed)
-    num_labels = len(plan.labels)
-    losses, overlap, sizes = [], np.zeros(num_labels), np.zeros(num_labels)
+    losses, overlap, sizes = [], np.zeros(plan.num_outputs), np.zeros(plan.num_outputs)
     network.eval()
     for _ in range(max(1, VALIDATION_PATCHES // budget.batch_size)):
         image, reference = draw_batch(sources, plan.patch_size, budget.batch_size, 1.0, random)
+        image, reference = image.to(device.where), reference.to(device.where)
         with device.precision():
-            logits = network(image.to(device.where, memory_format=channels_last(plan.dims)))
-        losses.append(float(measure(logits, reference.to(device.where))))
-        predicted, wanted = logits.argmax(1).cpu().numpy().ravel(), reference.numpy().ravel()
-        overlap += np.bincount(wanted[predicted == wanted], minlength=num_labels)
-        sizes += np.bincount(predicted, minlength=num_labels) + np.bincount(wanted, minlength=num_labels)
-    found = np.flatnonzero(sizes[1:]) + 1
-    dsc = float(np.mean(2 * overlap[found] / sizes[found])) if found.size else None
+            logits = network(image.to(memory_format=channels_last(plan.dims)))
+        losses.append(float(measure(logits, reference)))
+        right, found, wanted = count_voxels(logits, reference, plan)
+        overlap += right
+        sizes += found + wanted
+    first = 0 if plan.regions else 1
+    seen = np.flatnonzero(sizes[first:]) + first
+    dsc = float(np.mean(2 * overlap[seen] / sizes[seen])) if seen.size else None
     return float(np.mean(losses)), dsc
 
 

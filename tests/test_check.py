@@ -598,6 +598,20 @@ def test_all_problems_of_all_files_are_found_in_one_run(cohort: list[Case], caps
     assert {line.index("case_") for line in printed[1:]} == {printed[0].index("case")}  # aligned
 
 
+def test_the_ignore_label_may_be_in_the_label_maps_and_must_be_in_one(cohort: list[Case]) -> None:
+    records.write_cohort(Results("odd").cohort, Cohort("Odd", "MSD", LABELS, {0: "CT"}, ignore_label=9))
+    ignoring = segmentation()
+    ignoring[0] = 9
+    assert cohort[0].label
+    label(cohort[0].label, ignoring)
+    main("odd")
+    label(cohort[0].label)
+    with pytest.raises(CohortError, match="1 problem in 4 of 4 cases"):
+        main("odd")
+    assert [row["found"] for row in problems_found()] == ["label 9 to be ignored in no case"]
+    assert "Remove it from `ignore_label` of config.yaml" in problems_found()[0]["do"]
+
+
 def test_an_earlier_manifest_does_not_survive_a_refusal(cohort: list[Case]) -> None:
     main("odd")
     cohort[0].channels[0].unlink()

@@ -59,6 +59,8 @@ def test_completing_leaves_the_users_own_mapping_untouched():
             "class_weights is [1, 0]: one above 0 expected, besides the background's",
         ),
         ({"train": {"class_weights": [1, 2]}, "task": "regression"}, "class_weights is [1, 2], yet mse takes none"),
+        ({"ignore_label": 3, "regions": {"all": [1, 3]}}, "ignore_label is 3, yet regions.all has it"),
+        ({"ignore_label": 3, "task": "regression"}, "ignore_label is 3, yet a regression has no labels"),
         ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet'"),
     ],
 )

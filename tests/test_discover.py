@@ -19,7 +19,7 @@ from pipeline.records import Case, Cohort
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
-SETTINGS: dict[str, Any] = {"folds": 2, "seed": 12345, "labels": {}, "channels": {}}
+SETTINGS: dict[str, Any] = {"folds": 2, "seed": 12345, "labels": {}, "channels": {}, "ignore_label": None}
 
 
 def entry(name: str, **more: object) -> dict[str, object]:
@@ -76,6 +76,13 @@ def test_labels_and_channels_of_the_settings_win_over_those_of_dataset_json(tmp_
     cohort, _ = read(describe(tmp_path), labels={"2": "milz", "3": "niere"}, channels={"0": "MRI"})
     assert cohort.labels == {0: "background", 1: "liver", 2: "milz", 3: "niere"}
     assert cohort.channels == {0: "MRI"}
+
+
+@pytest.mark.parametrize("declared", [{"0": "background", "1": "liver"}, {"background": 0, "liver": 1, "ignore": 9}])
+def test_the_ignore_label_is_no_label_whether_declared_or_not(tmp_path: Path, declared: dict[str, Any]) -> None:
+    cohort, _ = read_msd(describe(tmp_path, labels=declared), labels={}, channels={}, ignore_label=9)
+    assert cohort.labels == {0: "background", 1: "liver"}
+    assert cohort.declared == {0, 1, 9}
 
 
 def test_labels_may_be_written_name_first_and_background_may_be_left_out(tmp_path: Path) -> None:

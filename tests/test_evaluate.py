@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.records import Case, Cohort
 SHAPE = (9, 11, 13)
 SPACING_MM = (0.7, 1.0, 2.5)
 LABELS = {0: "background", 1: "liver", 4: "spleen"}
-FOREGROUND = {1: "liver", 4: "spleen"}
+COHORT = Cohort("tiny", "table", LABELS, {0: "CT"})
 
 
 def score(case: str, label: int, dsc: float | None, **changes: Any) -> Score:
@@ -141,7 +141,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
         for name, fold in folds.items()
     ]
     records.write_cases(files.cases, cases)
-    records.write_cohort(files.cohort, Cohort("tiny", "table", LABELS, {0: "CT"}))
+    records.write_cohort(files.cohort, COHORT)
     for name in folds:
         write_labels(files.mask("2d", name), labels)
         write_labels(files.mask("3d", name), np.where(labels == 4, 0, labels) if name == "c" else labels)
@@ -195,14 +195,26 @@ def test_a_flipped_file_is_measured_in_the_patients_axes(tmp_path: Path) -> None
     reference = write_labels(tmp_path / "reference.nii.gz", phantom())
     mask = write_labels(tmp_path / "mask.nii.gz", phantom()[::-1, ::-1], flipped)
     case = Case("a", "a", 0, reference, ())
-    assert [one.dsc for one in measure_case(case, {"2d": mask}, labels=FOREGROUND, tolerance_mm=2)] == [1, 1]
+    assert [one.dsc for one in measure_case(case, {"2d": mask}, cohort=COHORT, tolerance_mm=2)] == [1, 1]
+
+
+def test_voxels_of_the_ignore_label_are_measured_as_background_in_both(tmp_path: Path) -> None:
+    reference, prediction = phantom().copy(), phantom().copy()
+    reference[:, :5], prediction[:, :5] = 9, 1
+    case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", reference), ())
+    mask = write_labels(tmp_path / "mask.nii.gz", prediction)
+    found = measure_case(case, {"2d": mask}, cohort=replace(COHORT, ignore_label=9), tolerance_mm=2)
+    assert {one.dsc for one in found} == {1}
+    voxel_ml = float(np.prod(SPACING_MM)) / 1000
+    for one in found:
+        assert one.reference_ml == pytest.approx((reference == one.label).sum() * voxel_ml)
 
 
 def test_a_mask_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", phantom()), ())
     mask = write_labels(tmp_path / "mask.nii.gz", phantom()[:-1])
     with pytest.raises(ImageError, match=r"mask.nii.gz has shape \(8, 11, 13\), reference.*\(9, 11, 13\)"):
-        measure_case(case, {"2d": mask}, labels=FOREGROUND, tolerance_mm=2)
+        measure_case(case, {"2d": mask}, cohort=COHORT, tolerance_mm=2)
 
 
 def test_a_mask_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
@@ -211,7 +223,7 @@ def test_a_mask_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
     case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", phantom()), ())
     mask = write_labels(tmp_path / "mask.nii.gz", phantom(), moved)
     with pytest.raises(ImageError, match=r"lies 5 mm off reference .* at most 0.07 mm expected"):
-        measure_case(case, {"2d": mask}, labels=FOREGROUND, tolerance_mm=2)
+        measure_case(case, {"2d": mask}, cohort=COHORT, tolerance_mm=2)
 
 
 def test_what_is_written_can_be_read_back(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from pipeline.config import LOSSES
 from pipeline.errors import ConfigError
-from pipeline.nn.losses import activate, make_loss, masks_of
+from pipeline.nn.losses import make_loss
+from pipeline.nn.outputs import activate, masks_of
 from tests.test_preprocess import make_plan
 
 IGNORED = 3  # the class index after those of the labels 0, 2 and 5

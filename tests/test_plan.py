@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -42,6 +42,11 @@ def test_the_coarsest_axis_leads_and_the_numbers_follow_it():
     fingerprint = make_fingerprint(spacing_mm=(3.0, 1.0, 1.2), shape=(40, 200, 150))
     plan = plan_configuration(fingerprint, COHORT, "3d_fullres", settings(dims=3), 8)
     assert (plan.axes, plan.spacing_mm, plan.median_shape) == ("xzy", (3.0, 1.2, 1.0), (40, 150, 200))
+
+
+def test_the_ignore_label_of_the_cohort_is_no_output():
+    plan = plan_configuration(make_fingerprint(), replace(COHORT, ignore_label=9), "2d", settings(dims=2), 8)
+    assert (plan.labels, plan.ignore_label, plan.num_outputs) == ((0, 1, 2), 9, 3)
 
 
 def test_every_decision_has_its_reason():

@@ -18,6 +18,7 @@ from pipeline.preprocess import (
     preprocess_case,
     read_channels,
     restore,
+    save_prepared,
 )
 from pipeline.records import Case
 
@@ -118,6 +119,20 @@ def test_labels_become_indices_into_the_plans_labels():
     prepared = prepare(image, SPACING, make_plan(), labels)
     assert set(np.unique(prepared.classes)) == {0, 1, 2}
     assert (prepared.classes == 2).sum() == (labels == 5).sum()
+
+
+@pytest.mark.parametrize("ignored", [1, 3, 9])
+def test_the_ignore_label_becomes_the_index_after_the_last_and_is_never_a_foreground_location(tmp_path, ignored):
+    image, labels = labelled_scan()
+    labels[:4] = ignored
+    plan = make_plan(ignore_label=ignored)
+    prepared = prepare(image, SPACING, plan, labels)
+    assert prepared.classes.shape == labels.transpose(2, 1, 0).shape
+    assert np.array_equal(prepared.classes == 3, labels.transpose(2, 1, 0) == ignored)
+    assert np.array_equal(prepared.classes == 2, labels.transpose(2, 1, 0) == 5)
+    save_prepared(prepared, tmp_path, plan)
+    assert set(np.load(tmp_path / "locations.npy")[:, 0]) == {1, 2}
+    assert np.array_equal(np.load(tmp_path / "classes.npy"), prepared.classes)
 
 
 def test_foreground_locations_name_voxels_of_their_class_and_none_without_foreground():

@@ -45,14 +45,13 @@ def blob_source(seed):
     return PatchSource(f"case_{seed}", image[None].astype(np.float32), classes, foreground_locations(classes))
 
 
-def run(folder, settings, plan=None, fold=0):
-    sources = [blob_source(seed) for seed in range(3)]
+def run(folder, settings, plan=None, fold=0, sources=None, validation=None):
     return module.train(
         plan or tiny_plan(),
         {**SETTINGS, **settings},
         CPU,
-        training=sources,
-        validation=[blob_source(9)],
+        training=sources or [blob_source(seed) for seed in range(3)],
+        validation=validation or [blob_source(9)],
         seed=(1, fold),
         folder=folder,
     )
@@ -166,6 +165,16 @@ def test_training_gives_logits_at_every_resolution_but_the_two_coarsest_and_pred
     assert outputs[0].shape[2:] == tiny_plan(dims).patch_size
     assert len(outputs) == 2
     assert network.eval()(image).shape == (1, 3, *image.shape[2:])
+
+
+def test_a_network_trains_and_is_validated_around_ignored_voxels(tmp_path):
+    source = blob_source(1)
+    classes = source.classes.copy()
+    classes[:, :14] = 3  # the index after those of the labels
+    sources = [dataclasses.replace(source, classes=classes)]
+    run(tmp_path, {"iterations": 2}, tiny_plan(ignore_label=9), sources=sources, validation=sources)
+    last = (tmp_path / "progress.tsv").read_text().splitlines()[-1].split("\t")
+    assert np.isfinite([float(value) for value in last]).all()
 
 
 def test_mirrored_copies_are_all_subsets_of_the_axes():

@@ -13,7 +13,7 @@ from pipeline.check.case import LABEL, MANIFEST_OF_FILE, CaseReport, check_case
 from pipeline.check.problem import ALL_CASES, COLUMNS, Problem, refuse
 from pipeline.errors import CohortError
 from pipeline.paths import Results
-from pipeline.records import Case
+from pipeline.records import Case, Cohort
 
 MANIFEST = ["case", "role", *MANIFEST_OF_FILE]
 PRINTED = 50
@@ -23,14 +23,14 @@ def main(results: str, threads: int = 1) -> None:
     files = Results(results)
     files.manifest.unlink(missing_ok=True)
     cases, cohort = records.read_cases(files.cases), records.read_cohort(files.cohort)
-    look = partial(check_case, declared=frozenset(cohort.labels))
+    look = partial(check_case, declared=cohort.declared)
     chunk = 1 + len(cases) // (16 * threads)
     reports = process_map(look, cases, max_workers=threads, chunksize=chunk, desc="check", mininterval=1)
     rows = list(chain.from_iterable(report.rows for report in reports))
     problems = [
         *chain.from_iterable(report.problems for report in reports),
         *same_content(rows, cases),
-        *labels_in_no_case(reports, cohort.foreground),
+        *labels_in_no_case(reports, cohort),
     ]
     records.write_table(files.problems, COLUMNS, map(asdict, problems))
     show(problems)
@@ -77,17 +77,24 @@ def same_content(rows: Iterable[Mapping[str, object]], cases: Iterable[Case]) ->
     return problems
 
 
-def labels_in_no_case(reports: Sequence[CaseReport], foreground: Mapping[int, str]) -> list[Problem]:
+def labels_in_no_case(reports: Sequence[CaseReport], cohort: Cohort) -> list[Problem]:
     """Says nothing while some label map is refused, for the label may be in that one."""
     values: set[int] = set()
     for report in reports:
         if report.values is None:
             return []
         values |= report.values
-    do = "Remove it from dataset.json or correct the label maps."
+    wanted = [(value, name, "dataset.json") for value, name in cohort.foreground.items()]
+    if cohort.ignore_label is not None:
+        wanted.append((cohort.ignore_label, "to be ignored", "`ignore_label` of config.yaml"))
     return [
-        refuse("label-in-no-case", f"label {value} {name} in no case", "in one at least", do)
-        for value, name in foreground.items()
+        refuse(
+            "label-in-no-case",
+            f"label {value} {name} in no case",
+            "in one at least",
+            f"Remove it from {place} or correct the label maps.",
+        )
+        for value, name, place in wanted
         if value not in values
     ]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.errors import ConfigError
+from pipeline.nn.outputs import activate, is_counted, masks_of
 from pipeline.plan import Plan
 
 Loss = Callable[[Sequence[Tensor] | Tensor, Tensor], Tensor]
@@ -57,28 +58,6 @@ def reduce(reference: Tensor, shape: Sequence[int]) -> Tensor:
     if reference.shape[2:] == shape:
         return reference
     return functional.interpolate(reference.float(), size=shape, mode="nearest-exact").to(reference.dtype)
-
-
-def is_counted(reference: Tensor, plan: Plan) -> Tensor:
-    """(B, 1, …) class indices to bool: False at voxels of the ignore label."""
-    return reference != len(plan.labels)
-
-
-def masks_of(reference: Tensor, plan: Plan) -> Tensor:
-    """(B, 1, …) class indices to (B, L, …) bool: one mask for each output. Voxels of the ignore label are in none."""
-    if plan.regions:
-        inside = [[value in region for region in plan.regions] for value in plan.labels]
-        table = torch.tensor([*inside, [False] * len(plan.regions)], device=reference.device)
-        return table[reference[:, 0].long()].movedim(-1, 1)
-    indices = torch.arange(len(plan.labels), dtype=reference.dtype, device=reference.device)
-    return reference == indices.view(-1, *(1,) * (reference.ndim - 2))
-
-
-def activate(outputs: Tensor, plan: Plan) -> Tensor:
-    """(B, L, …) as the network puts it out to what it means: probabilities, or values in a regression."""
-    if plan.task == "regression":
-        return outputs
-    return torch.sigmoid(outputs) if plan.regions else torch.softmax(outputs, dim=1)
 
 
 def _regression(name: str) -> Measure:
