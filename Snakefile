@@ -88,12 +88,12 @@ rule fingerprint:
         "python -m pipeline.fingerprint --results {params.results:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
-rule plan:
-    """Spacing, patch, batch and network of one configuration, each with its reason."""
+checkpoint plan:
+    """Spacing, patch, batch and network of one configuration, each with its reason; or why it is left out."""
     input:
         files.fingerprint,
     output:
-        files.plan("{configuration}"),
+        update(files.plan("{configuration}")),  # not deleted before a rerun: an edit by hand is kept
     log:
         files.log("plan", "{configuration}"),
     conda:
@@ -133,6 +133,7 @@ rule preprocess:
 rule train:
     """Weights that never saw the cases of the fold."""
     input:
+        files.plan("{configuration}"),
         run.all_preprocessed,
     output:
         files.model("{configuration}", "{fold}"),
@@ -182,6 +183,7 @@ rule ensemble:
     """Masks of the combination of configurations that does best on the other folds."""
     input:
         run.all_predicted,
+        lambda _: run.all_predicted_if_needed(checkpoints),
     output:
         files.choice,
     log:

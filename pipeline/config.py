@@ -14,7 +14,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from pipeline.errors import ConfigError
 
 SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
-DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3}
+LOW_RESOLUTION = "3d_lowres"  # planned by a rule of its own, and left out where full resolution suffices
+DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3, LOW_RESOLUTION: 3}
 BUDGETS = ("minutes", "epochs", "iterations")
 DEFAULT_BUDGET = {"minutes": 60}
 OVERLAP_LOSSES = ("dice", "focal", "dice_focal", "tversky", "generalized_dice")
@@ -46,11 +47,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Accept the short forms: a list of configurations, an empty section, numbers as keys of `labels` and `channels`."""
+    """Accept the short forms: a list of configurations, an empty section, numbers as keys of `labels`."""
     full = {key: value for key, value in config.items() if value is not None}
     if isinstance(full.get("configurations"), list):
         full["configurations"] = {str(name): {} for name in full["configurations"]}
-    for section in ("configurations", "labels", "channels"):
+    for section in ("configurations", "labels", "channels", "normalisation"):
         if isinstance(full.get(section), Mapping):
             full[section] = {str(key): {} if value is None else value for key, value in full[section].items()}
     for section in ("train", "predict", "evaluate", "report"):

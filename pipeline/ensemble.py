@@ -13,6 +13,7 @@ import numpy as np
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
+from pipeline.errors import PlanError
 from pipeline.images import Segmentation, read_labels_ras, write_mask
 from pipeline.metrics import dsc
 from pipeline.paths import Results
@@ -26,7 +27,10 @@ Combination = tuple[str, ...]  # names of configurations whose probabilities are
 def main(results: str, configurations: str, folds: str, threads: int = 1) -> None:
     """`configurations` and `folds` are lists with commas."""
     files = Results(results)
-    names, numbers = configurations.split(","), [int(fold) for fold in folds.split(",")]
+    names = [name for name in configurations.split(",") if not records.left_out(files.plan(name))]
+    if not names:
+        raise PlanError(f"{configurations}: left out by the plan, so nothing is trained. Add 3d_fullres or 2d.")
+    numbers = [int(fold) for fold in folds.split(",")]
     cases = [case for case in records.read_cases(files.cases) if case.fold in numbers]
     for name in names:
         for fold in numbers:

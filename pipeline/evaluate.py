@@ -75,7 +75,8 @@ SUMMARY_COLUMNS = (
 def main(results: str, configurations: str, folds: str, settings: str, threads: int = 1) -> None:
     """Score the masks of these folds and configurations (comma-separated); settings is JSON: tolerance_mm."""
     files = Results(results)
-    names, wanted = configurations.split(","), [int(fold) for fold in folds.split(",")]
+    names = [name for name in configurations.split(",") if not records.left_out(files.plan(name))]
+    wanted = [int(fold) for fold in folds.split(",")]
     everyone = [case for case in records.read_cases(files.cases) if case.fold in wanted]
     cases = [case for case in everyone if case.label]
     print(f"{len(cases)} of {len(everyone)} cases of folds {folds} have a reference to be scored against")

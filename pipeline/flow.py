@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import errors
-from pipeline.config import complete
+from pipeline import errors, records
+from pipeline.config import LOW_RESOLUTION, complete
 from pipeline.paths import Results
 
 
@@ -46,13 +46,28 @@ class Run:
     # input and params functions of rules: they get the wildcards of a job
 
     def configuration(self, wildcards: Any) -> str:
-        return to_json(self.config["configurations"][wildcards.configuration])
+        """What one configuration sets, and what the cohort's channels do for all of them."""
+        own = self.config["configurations"][wildcards.configuration]
+        return to_json({**own, "normalisation": self.config["normalisation"]})
 
     def all_preprocessed(self, wildcards: Any) -> list[Path]:
         return [self.files.preprocessed(wildcards.configuration, fold) for fold in range(self.config["folds"])]
 
     def all_predicted(self, _: Any) -> list[Path]:
-        return [self.files.predicted(name, fold) for name in self.configurations for fold in self.run_folds]
+        """Of the configurations that are trained whatever the cohort is like."""
+        return self._predicted([name for name in self.configurations if not self._may_be_left_out(name)])
+
+    def all_predicted_if_needed(self, checkpoints: Any) -> list[Path]:
+        """Of the others: their plan has to be made before the workflow knows whether they are trained."""
+        unsure = [name for name in self.configurations if self._may_be_left_out(name)]
+        plans = {name: Path(checkpoints.plan.get(configuration=name).output[0]) for name in unsure}
+        return self._predicted([name for name, path in plans.items() if not records.left_out(path)])
+
+    def _may_be_left_out(self, name: str) -> bool:
+        return name == LOW_RESOLUTION and "spacing_mm" not in self.config["configurations"][name]
+
+    def _predicted(self, names: list[str]) -> list[Path]:
+        return [self.files.predicted(name, fold) for name in names for fold in self.run_folds]
 
 
 def to_json(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Intensity of one channel to what a network sees: zero mean, unit variance, by the rule of the channel's modality.
+"""Intensity of one channel to what a network sees: by the rule of its modality, or the one that the user sets.
 
 Pure functions on arrays; which rule a channel gets is decided by the plan.
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.images import Volume
 
-Scheme = Literal["ct", "zscore", "zscore_nonzero"]
+Scheme = Literal["ct", "zscore", "zscore_nonzero", "rescale", "none"]
 SMALLEST_STD = 1e-8
 
 
@@ -45,12 +45,18 @@ def describe(values: NDArray) -> ForegroundIntensity:
 
 
 def normalise(channel: Volume, scheme: Scheme, foreground: ForegroundIntensity) -> Volume:
-    """(I, J, K) in scan units to (I, J, K) of about zero mean and unit variance.
+    """(I, J, K) in scan units to (I, J, K) of about zero mean and unit variance, unless set otherwise.
 
     `ct`: clipped to the cohort's foreground percentiles, then its mean and standard deviation. `zscore`: the case's own;
-    `zscore_nonzero`: its own over nonzero voxels, zero elsewhere. A constant channel gives zeros.
+    `zscore_nonzero`: its own over nonzero voxels, zero elsewhere. `rescale`: the case's minimum to 0, its maximum to 1.
+    `none`: as it is. A constant channel gives zeros, except for `none`.
     Source: nnU-Net v2.
     """
+    if scheme == "none":
+        return channel.astype(np.float32)
+    if scheme == "rescale":
+        low, high = float(channel.min()), float(channel.max())
+        return ((channel - low) / max(high - low, SMALLEST_STD)).astype(np.float32)
     if scheme == "ct":
         clipped = np.clip(channel, foreground.percentile_00_5, foreground.percentile_99_5)
         return np.asarray((clipped - foreground.mean) / max(foreground.std, SMALLEST_STD), dtype=np.float32)

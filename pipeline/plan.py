@@ -1,38 +1,55 @@
 """Fingerprint and settings to `<configuration>.json`: every number that the later stages need, each with its reason.
 
-Decides spacing, patch, batch, topology and normalisation by nnU-Net's rules, and has the real machine time one training
-step at several network widths, so that `train` can take the widest network that its budget can teach anything.
-The JSON may be edited by hand. Imports no torch: the steps are timed in a process of their own.
+Decides spacing, patch, batch, topology and normalisation by nnU-Net's rules, then has the real machine try the network:
+patch and batch are corrected until what a training step takes fits into memory, and steps are timed at several network
+widths, so that `train` can take the widest network that its budget can teach anything. The JSON may be edited by hand and
+is then kept. Imports no torch: the network is tried in a process of its own.
 """
 
+import hashlib
 import json
+import math
+import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline import errors, records
+from pipeline.config import LOW_RESOLUTION, SCHEMA
 from pipeline.errors import PlanError
+from pipeline.fit import Measured, fit_to_memory
 from pipeline.intensity import ForegroundIntensity, Scheme
 from pipeline.paths import Results
 from pipeline.records import Cohort
 from pipeline.topology import (
     BASE_FEATURES,
+    PRESETS,
+    Memory,
+    Preset,
+    Topology,
     coarsest_first,
     fit_batch,
     fit_memory,
+    low_resolution,
+    memory_gib_of,
     stage_features,
     target_spacing,
     topology,
 )
+from pipeline.typed import from_json
 
 WIDTHS = (8, 16, BASE_FEATURES)
 FEWEST_STAGES = 3  # of MONAI's DynUNet
 CROP_BELOW = 0.75  # share of nonzero voxels under which intensities are normalised inside them only
 RAS_AXES = "xyz"
+NETWORKS = SCHEMA["$defs"]["configuration"]["properties"]["network"]["enum"]
+DIGEST = "digest"  # of the JSON as the stage wrote it; another one tells an edit by hand
 Task = Literal["segmentation", "regression"]
 
 
@@ -50,9 +67,11 @@ class Plan:
 
     2D networks see slices across the first axis, whose spacing is `None`: a scan keeps its own. `regions` are groups of
     label values that may overlap, in the order in which they are painted; without them every voxel has one label.
+    `left_out` is why the cohort does not need this configuration; then nothing of it is trained.
     """
 
     configuration: str
+    left_out: str | None
     task: Task
     dims: int
     network: str
@@ -65,6 +84,9 @@ class Plan:
     median_shape: tuple[int, ...]
     patch_size: tuple[int, ...]
     batch_size: int
+    is_batch_dice: bool
+    memory_estimate_gib: float
+    memory_measured_gib: float | None
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...]
@@ -87,22 +109,69 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    return plan_from_json(records.read_json(path))
+    """
+    Raises:
+        PlanError: edited by hand to something that no stage could use.
+    """
+    advice = "Correct it, or delete it to plan anew."
+    try:
+        plan = plan_from_json(records.read_json(path))
+    except ValueError as error:  # also of text that is not JSON
+        raise PlanError(f"{path}: {error}. {advice}") from error
+    if found := contradictions(plan):
+        raise PlanError(f"{path}: {'; '.join(found)}. {advice}")
+    return plan
 
 
 def plan_from_json(content: dict[str, Any]) -> Plan:
-    lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
-    return Plan(
-        **{
-            **content,
-            **lists,
-            "strides": tuple(tuple(stride) for stride in content["strides"]),
-            "kernels": tuple(tuple(kernel) for kernel in content["kernels"]),
-            "regions": tuple(tuple(region) for region in content["regions"]),
-            "foreground_intensity": tuple(ForegroundIntensity(**part) for part in content["foreground_intensity"]),
-            "widths": tuple(Width(**part) for part in content["widths"]),
-        }
-    )
+    plan: Plan = from_json(Plan, {key: value for key, value in content.items() if key != DIGEST})
+    return plan
+
+
+def contradictions(plan: Plan) -> list[str]:
+    """What an edit by hand got wrong: values that exclude each other, each as found and expected; empty if none."""
+    dims, divisors = plan.dims, Topology(plan.strides, plan.kernels, plan.patch_size).divisors
+    shape = " × ".join(str(edge) for edge in plan.patch_size)
+    expected = [
+        (sorted(plan.axes) == list(RAS_AXES), f"axes is {plan.axes!r}, an order of {RAS_AXES} expected"),
+        (dims in (2, 3), f"dims is {dims}, 2 or 3 expected"),
+        (plan.network in NETWORKS, f"network is {plan.network!r}, one of {', '.join(NETWORKS)} expected"),
+        (len(plan.patch_size) == dims, f"patch_size has {len(plan.patch_size)} numbers, {dims} expected"),
+        (plan.batch_size > 0, f"batch_size is {plan.batch_size}, 1 or more expected"),
+        (len(plan.spacing_mm) == 3, f"spacing_mm has {len(plan.spacing_mm)} numbers, 3 expected"),
+        (
+            len(plan.strides) == len(plan.kernels) > 0,
+            f"strides has {len(plan.strides)} stages, kernels {len(plan.kernels)}, as many expected",
+        ),
+        (
+            all(len(part) == dims and min(part) > 0 for part in (*plan.strides, *plan.kernels)),
+            f"a stage of strides or kernels has not {dims} numbers of 1 or more",
+        ),
+        (
+            all(edge > 0 and edge % divisor == 0 for edge, divisor in zip(plan.patch_size, divisors, strict=False)),
+            f"patch_size is {shape}, multiples of the strides' products {divisors} expected",
+        ),
+        (
+            len(plan.normalisation) == len(plan.channels) == len(plan.foreground_intensity),
+            f"normalisation has {len(plan.normalisation)} entries, {len(plan.channels)} channels",
+        ),
+    ]
+    return [text for holds, text in expected if not holds]
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Of what a plan says, however it is laid out."""
+    text = json.dumps({key: value for key, value in content.items() if key != DIGEST}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_edited(path: Path) -> bool:
+    """Whether the plan says something else than the stage wrote; also if it cannot be read any more."""
+    try:
+        content = records.read_json(path)
+    except ValueError:
+        return True
+    return content.get(DIGEST) != digest(content)
 
 
 def mirror_axes(plan: Plan, names: list[str]) -> list[int]:
@@ -115,14 +184,50 @@ def main(
     results: str, configuration: str, settings: str, memory_gib: float = 8, device: str = "auto", threads: int = 1
 ) -> None:
     files = Results(results)
+    path = files.plan(configuration)
+    if path.exists() and is_edited(path):
+        read_plan(path)
+        path.touch()
+        print(f"{configuration}: {path} was edited by hand and is kept. Delete it to plan anew.")
+        return
     wanted = json.loads(settings)
-    plan = plan_configuration(
-        records.read_json(files.fingerprint), records.read_cohort(files.cohort), configuration, wanted, memory_gib
-    )
-    candidates = [wanted["features"]] if "features" in wanted else list(WIDTHS)
-    content = {**asdict(plan), "widths": time_widths(plan, candidates, device, threads)}
-    records.write_json(files.plan(configuration), content)
+    widths = [wanted["features"]] if "features" in wanted else list(WIDTHS)
+    fingerprint, cohort = records.read_json(files.fingerprint), records.read_cohort(files.cohort)
+    replan = partial(plan_configuration, fingerprint, cohort, configuration, wanted)
+    plan = replan(memory_gib)
+    if plan.left_out is None:
+        measure = partial(measure_step, widths=widths, device=device, threads=threads)
+        plan, measured = fit_to_memory(replan, partial(measure, memory_gib=memory_gib), memory_gib)
+        if measured is not None and not measured.seconds_per_sample:
+            measured = measure(plan, memory_gib=math.inf)
+        plan = with_measured(plan, measured, max(widths), memory_gib)
+    content = asdict(plan)
+    records.write_json(path, {**content, DIGEST: digest(json.loads(json.dumps(content)))})
+    if plan.left_out:
+        print(f"{configuration}: left out, for {plan.left_out}")
     print("\n".join(f"{configuration} {key}: {content[key]} ({reason})" for key, reason in plan.reasons.items()))
+
+
+def with_measured(plan: Plan, measured: Measured | None, widest: int, memory_gib: float) -> Plan:
+    """
+    Raises:
+        PlanError: nothing could be measured, for there is not enough memory.
+    """
+    patch = " × ".join(str(edge) for edge in plan.patch_size)
+    if measured is None:
+        raise PlanError(
+            f"{plan.configuration}: no memory for a batch of {plan.batch_size} patches of {patch} voxels. "
+            "Set a smaller `patch_size`, `batch_size` or `features`."
+        )
+    reason = f"peak of a training step on {measured.device}, {widest} features wide"
+    if measured.gib > memory_gib:
+        reason += f"; over memory_gib, {memory_gib:g}, for sizes are set or as small as they get"
+    return replace(
+        plan,
+        memory_measured_gib=round(measured.gib, 3),
+        widths=tuple(Width(width, round(seconds, 5)) for width, seconds in measured.seconds_per_sample.items()),
+        reasons={**plan.reasons, "memory_measured_gib": reason},
+    )
 
 
 def plan_configuration(
@@ -131,39 +236,56 @@ def plan_configuration(
     """The plan by rule, except for what `wanted` (the configuration's section of config.yaml) fixes.
 
     Raises:
-        PlanError: the patch is too small for a U-Net of three stages.
+        PlanError: no network fits the scans and the settings.
     """
+    plan, low, why = _plan_at_resolution(fingerprint, cohort, configuration, wanted, memory_gib)
+    if configuration != LOW_RESOLUTION or "spacing_mm" in wanted:
+        return plan
+    if low is None:
+        return replace(plan, left_out=why)
+    along = dict(zip(plan.axes, low, strict=True))
+    wanted = {**wanted, "spacing_mm": [along[axis] for axis in RAS_AXES]}
+    plan, *_ = _plan_at_resolution(fingerprint, cohort, configuration, wanted, memory_gib)
+    return replace(plan, reasons={**plan.reasons, "spacing_mm": why})
+
+
+def _plan_at_resolution(
+    fingerprint: dict[str, Any], cohort: Cohort, configuration: str, wanted: dict[str, Any], memory_gib: float
+) -> tuple[Plan, tuple[float, ...] | None, str]:
+    """The plan, and the spacing of the low resolution that would go with it, or None; and why."""
     dims = wanted["dims"]
     reasons: dict[str, str] = {}
     axes, spacing, shape = _grid(fingerprint, wanted, reasons)
-    network_spacing, network_shape = spacing[-dims:], shape[-dims:]
-    if "patch_size" in wanted:
-        fitted = topology(network_spacing, wanted["patch_size"])
-        reasons["patch_size"] = "set in the configuration, padded so that every stride divides it"
-    else:
-        fitted = fit_memory(network_spacing, network_shape, len(cohort.labels), memory_gib)
-        reasons["patch_size"] = f"as much of the median scan as a batch of two allows in {memory_gib:g} GiB"
-    if len(fitted.strides) < FEWEST_STAGES:
-        raise PlanError(
-            f"{configuration}: a patch of {fitted.patch_size} voxels allows {len(fitted.strides)} stages, "
-            f"{FEWEST_STAGES} expected. The scans are too small at {network_spacing} mm: set a finer `spacing_mm`."
-        )
-    batch_size = fit_batch(
-        fitted,
-        len(cohort.labels),
-        memory_gib,
-        median_voxels=float(np.prod(shape)),
-        num_cases=fingerprint["num_cases"],
+    memory = Memory(memory_gib, len(cohort.labels), preset_of(wanted))
+    fit = partial(_fit, wanted=wanted, memory=memory)
+    fitted = fit(spacing[-dims:], shape[-dims:])
+    reasons["patch_size"] = (
+        "set in the configuration, padded so that every stride divides it"
+        if "patch_size" in wanted
+        else f"as much of the median scan as a batch of two allows in an estimated {memory_gib:.3g} GiB"
     )
-    reasons["batch_size"] = f"what {memory_gib:g} GiB hold, at most 5 % of the cohort; a short budget may take fewer"
+    _refuse_wrong_depth(configuration, fitted, spacing[-dims:], wanted)
+    batch_size = fit_batch(fitted, memory, median_voxels=float(np.prod(shape)), num_cases=fingerprint["num_cases"])
+    share = memory.preset.largest_share_of_cohort
+    reasons["batch_size"] = (
+        f"what an estimated {memory_gib:.3g} GiB hold, at most {share:.0%} of the cohort; a short budget may take fewer"
+    )
     if "batch_size" in wanted:
         batch_size = wanted["batch_size"]
         reasons["batch_size"] = "set in the configuration"
     reasons["strides"] = "halve the axes of similar spacing until an edge would fall under 4 voxels"
-    schemes = _normalisation(fingerprint, reasons)
+    if "stages" in wanted:
+        reasons["strides"] += f", or after the {wanted['stages']} stages that are set"
+    low, why = low_resolution(spacing, shape, fit) if dims == 3 else (None, "")
+    reasons["is_batch_dice"] = (
+        "one Dice over the batch where a patch sees little: in 2D, and in 3D beside a low resolution"
+    )
+    reasons["memory_estimate_gib"] = f"of a batch, by nnU-Net's reference network, {BASE_FEATURES} features wide"
+    schemes = _normalisation(fingerprint, wanted, reasons)
     reasons["widths"] = "features of the first stage with the measured seconds per sample of one training step"
-    return Plan(
+    plan = Plan(
         configuration=configuration,
+        left_out=None,
         task="segmentation",
         dims=dims,
         network=wanted["network"],
@@ -176,6 +298,9 @@ def plan_configuration(
         median_shape=tuple(shape),
         patch_size=fitted.patch_size,
         batch_size=batch_size,
+        is_batch_dice=dims == 2 or low is not None,
+        memory_estimate_gib=round(memory_gib_of(fitted, batch_size, memory), 3),
+        memory_measured_gib=None,
         strides=fitted.strides,
         kernels=fitted.kernels,
         labels=tuple(sorted(cohort.labels)),
@@ -186,6 +311,37 @@ def plan_configuration(
         foreground_intensity=tuple(_foreground(channel) for channel in fingerprint["channels"]),
         widths=(),
         reasons=reasons,
+    )
+    return plan, low, why
+
+
+def preset_of(wanted: dict[str, Any]) -> Preset:
+    return PRESETS[wanted["preset"] if wanted["network"] == "residual_unet" else "plain"]
+
+
+def _fit(
+    spacing_mm: Sequence[float], median_shape: Sequence[float], *, wanted: dict[str, Any], memory: Memory
+) -> Topology:
+    if "patch_size" in wanted:
+        return topology(spacing_mm, wanted["patch_size"], wanted.get("stages"))
+    return fit_memory(spacing_mm, median_shape, memory, wanted.get("stages"))
+
+
+def _refuse_wrong_depth(
+    configuration: str, fitted: Topology, spacing_mm: Sequence[float], wanted: dict[str, Any]
+) -> None:
+    patch = " × ".join(str(edge) for edge in fitted.patch_size)
+    found, expected = len(fitted.strides), wanted.get("stages", FEWEST_STAGES)
+    if found >= max(FEWEST_STAGES, expected):
+        return
+    if "stages" in wanted:
+        advice = f"Set `stages` from {FEWEST_STAGES} up, and a larger `patch_size` for more of them."
+    elif "patch_size" in wanted:
+        advice = "Set a larger `patch_size`."
+    else:
+        advice = f"The scans are too small at {tuple(spacing_mm)} mm: set a finer `spacing_mm`."
+    raise PlanError(
+        f"{configuration}: a patch of {patch} voxels has {found} stages, {max(FEWEST_STAGES, expected)} expected. {advice}"
     )
 
 
@@ -212,29 +368,57 @@ def _grid(
     return axes, [round(target[axis], 6) for axis in order], [int(median_shape[axis]) for axis in order]
 
 
-def _normalisation(fingerprint: dict[str, Any], reasons: dict[str, str]) -> tuple[Scheme, ...]:
+def _normalisation(fingerprint: dict[str, Any], wanted: dict[str, Any], reasons: dict[str, str]) -> tuple[Scheme, ...]:
+    """Per channel the scheme that is set, else the one of its modality.
+
+    Raises:
+        PlanError: set for a channel that the cohort does not have.
+    """
     is_cropped = fingerprint["median_fraction_nonzero"] < CROP_BELOW
     reasons["normalisation"] = (
         "CT: clipped to the foreground's percentiles 0.5 and 99.5 of the cohort; else z-score"
         + (f" inside nonzero voxels, {fingerprint['median_fraction_nonzero']:.0%} of a scan" if is_cropped else "")
+        + (f"; channel {', '.join(wanted['normalisation'])} as set" if wanted["normalisation"] else "")
     )
-    other: Scheme = "zscore_nonzero" if is_cropped else "zscore"
-    return tuple("ct" if channel["channel"].lower() == "ct" else other for channel in fingerprint["channels"])
+    names = [channel["channel"] for channel in fingerprint["channels"]]
+    by_rule: dict[str, Scheme] = {
+        str(index): "ct" if name.lower() == "ct" else "zscore" for index, name in enumerate(names)
+    }
+    if unknown := sorted(wanted["normalisation"].keys() - by_rule.keys()):
+        raise PlanError(
+            f"config: normalisation has channel {', '.join(unknown)}, yet the cohort has {', '.join(by_rule)} "
+            f"({', '.join(names)}). Correct the number."
+        )
+    inside: dict[Scheme, Scheme] = {"zscore": "zscore_nonzero"} if is_cropped else {}
+    return tuple(inside.get(scheme, scheme) for scheme in {**by_rule, **wanted["normalisation"]}.values())
 
 
 def _foreground(channel: dict[str, Any]) -> ForegroundIntensity:
     return ForegroundIntensity(**{key: value for key, value in channel.items() if key != "channel"})
 
 
-def time_widths(plan: Plan, candidates: list[int], device: str, threads: int) -> list[dict[str, float]]:
-    """Seconds per sample of a training step for each candidate width, measured in a process that may import torch."""
+def measure_step(plan: Plan, *, widths: list[int], memory_gib: float, device: str, threads: int) -> Measured | None:
+    """Memory of a training step at the largest width and, if it is within `memory_gib`, the time at all widths.
+
+    Asks a process that may import torch, and may run out of memory: None.
+    """
     command = [sys.executable, "-m", "pipeline.nn.probe", "--device", device, "--threads", str(threads)]
-    command += [part for width in candidates for part in ("--features", str(width))]
+    command += ["--memory-gib", str(memory_gib), *(part for width in widths for part in ("--features", str(width)))]
     done = subprocess.run(command, input=json.dumps(asdict(plan)), capture_output=True, text=True)
+    if done.returncode == -signal.SIGKILL:  # what the system does when memory runs out
+        return None
     if done.returncode:
         raise PlanError(f"{plan.configuration}: no training step could be measured.\n{done.stderr.strip()}")
-    measured: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return (
+        None
+        if measured is None
+        else Measured(
+            measured["gib"],
+            measured["device"],
+            {int(width): seconds for width, seconds in measured["seconds_per_sample"].items()},
+        )
+    )
 
 
 if __name__ == "__main__":

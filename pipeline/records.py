@@ -132,6 +132,12 @@ def read_cohort(path: Path) -> Cohort:
     return Cohort(**content)
 
 
+def left_out(plan: Path) -> str | None:
+    """Why the configuration of this plan is not needed; None if it is, or has no plan."""
+    reason: str | None = read_json(plan).get("left_out") if plan.exists() else None
+    return reason
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -83,6 +83,7 @@ def main(results: str, settings: str, config: str = "{}") -> None:
         "case_rows": case_rows(metrics, headline)[:LARGEST_TABLE],
         "num_case_rows": int((metrics["configuration"] == headline).sum()),
         "plans": {name: plan_rows(records.read_json(files.plan(name))) for name in trained},
+        "left_out": left_out_rows(files, json.loads(config)),
         "choice": records.read_json(files.choice) if files.choice.exists() else None,
         "problems": problems,
         "provenance": provenance(),
@@ -228,6 +229,12 @@ def draw_case(
         "scores": scores.nsmallest(LARGEST_CAPTION, "dsc").sort_index().to_dict("records"),
         "num_more": max(0, int(scores["dsc"].count()) - LARGEST_CAPTION),
     }
+
+
+def left_out_rows(files: Results, config: Mapping[str, Any]) -> dict[str, str]:
+    """Configurations that the user asked for and the plan found unnecessary, each with the reason."""
+    reasons = {name: records.left_out(files.plan(name)) for name in config.get("configurations", {})}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -27,8 +27,10 @@ def make_fingerprint(spacing_mm=(1.0, 1.0, 1.0), shape=(35, 50, 36), num_cases=2
 
 
 def settings(**given):
-    """A configuration as the schema completes it."""
-    return complete({"name": "a", "cohort": "demo", "configurations": {"b": given}})["configurations"]["b"]
+    """A configuration as the schema completes it and the plan stage gets it."""
+    normalisation = given.pop("normalisation", {})
+    config = complete({"name": "a", "cohort": "demo", "configurations": {"b": given}, "normalisation": normalisation})
+    return {**config["configurations"]["b"], "normalisation": config["normalisation"]}
 
 
 def test_hippocampus_gets_nnunets_plan_from_its_fingerprint():
@@ -79,7 +81,9 @@ def test_ct_is_read_in_hounsfield_units_and_cropped_mr_inside_the_patient():
 
 
 def test_scans_too_small_for_a_network_are_refused_with_what_to_do():
-    with pytest.raises(PlanError, match=re.escape("allows 1 stages, 3 expected")):
+    with pytest.raises(
+        PlanError, match=re.escape("6 × 6 × 6 voxels has 1 stages, 3 expected. The scans are too small")
+    ):
         plan_configuration(make_fingerprint(shape=(6, 6, 6)), COHORT, "3d_fullres", settings(dims=3), 8)
 
 

@@ -28,6 +28,7 @@ SHAPE, SPACING = (18, 22, 13), (0.7, 1.0, 2.5)
 def make_plan(**changes):
     plan = Plan(
         configuration="3d_fullres",
+        left_out=None,
         dims=3,
         network="unet",
         task="segmentation",
@@ -40,6 +41,9 @@ def make_plan(**changes):
         median_shape=(13, 22, 18),
         patch_size=(16, 24, 16),
         batch_size=2,
+        is_batch_dice=changes.get("dims") == 2,
+        memory_estimate_gib=1.0,
+        memory_measured_gib=None,
         strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
         kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
         labels=(0, 2, 5),

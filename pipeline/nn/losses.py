@@ -90,12 +90,12 @@ def class_weights(wanted: Sequence[float], plan: Plan) -> Tensor | None:
 
 
 def _overlap(name: str, weights: Tensor | None, plan: Plan) -> Measure:
-    """The weighted mean over outputs, then over samples; in 2D over the whole batch at once, for slices miss labels.
+    """The weighted mean over outputs, then over samples, or over the batch as one where patches see little.
 
     Without the background, which would outweigh the rest; `generalized_dice` has weights against that and keeps it.
     """
     first = 0 if plan.regions or name == "generalized_dice" else 1
-    one_minus_overlap = OVERLAPS[name](batch=plan.dims == 2, reduction="none")
+    one_minus_overlap = OVERLAPS[name](batch=plan.is_batch_dice, reduction="none")
 
     def measure(logits: Tensor, reference: Tensor) -> Tensor:
         probabilities, masks = activate(logits, plan)[:, first:], masks_of(reference, plan)[:, first:]

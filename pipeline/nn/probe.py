@@ -1,17 +1,22 @@
-"""What one training step costs on this machine, for a plan on standard input and each `--features` width; JSON out.
+"""What one training step costs on this machine, for a plan on standard input: memory, and seconds at several widths.
 
-A process of its own, so that `plan` need not import torch.
+Prints JSON. A process of its own, so that `plan` need not import torch and outlives it when memory runs out.
 """
 
 import json
+import resource
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from math import ceil, prod
 
+import psutil
 import torch
 
 from pipeline import errors
 from pipeline.config import fitting_losses
+from pipeline.fit import Measured
 from pipeline.nn.device import Device, pick_device
 from pipeline.nn.losses import make_loss
 from pipeline.nn.networks import build_network
@@ -20,45 +25,94 @@ from pipeline.plan import Plan, plan_from_json
 PROBE_SECONDS = 20.0  # wider networks are left out once this is spent
 MIN_CPU_VOXELS = 100_000  # per step, so that the overhead of a layer does not hide its cost
 TIMED_STEPS = 3
+GIB = 2**30
+MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
 
 
-def main(features: list[int], device: str = "auto", threads: int = 1) -> None:
+def main(features: list[int], memory_gib: float, device: str = "auto", threads: int = 1) -> None:
     torch.set_num_threads(threads)
-    plan = plan_from_json(json.load(sys.stdin))
-    print(json.dumps(time_widths(plan, sorted(features), pick_device(device))))
+    plan, processor = plan_from_json(json.load(sys.stdin)), pick_device(device)
+    measured = measure_step(plan, sorted(features), processor, memory_gib)
+    print(json.dumps(None if measured is None else asdict(measured)))
 
 
-def time_widths(plan: Plan, widths: list[int], device: Device) -> list[dict[str, float]]:
-    """Narrowest first; at least one is measured."""
+def measure_step(plan: Plan, widths: list[int], device: Device, memory_gib: float) -> Measured | None:
+    """Memory at the largest width and, if it is within `memory_gib`, the time at all widths; None without enough memory."""
+    gib = (memory_on_gpu if device.where.type == "cuda" else memory_on_cpu)(plan, widths[-1], device)
+    if gib is None:
+        return None
+    return Measured(gib, device.where.type, time_widths(plan, widths, device) if gib <= memory_gib else {})
+
+
+def time_widths(plan: Plan, widths: list[int], device: Device) -> dict[int, float]:
+    """Seconds per sample, narrowest first; at least one is measured."""
     begin = time.perf_counter()
-    measured: list[dict[str, float]] = []
+    measured: dict[int, float] = {}
     for width in widths:
         if measured and time.perf_counter() - begin > PROBE_SECONDS:
             break
-        measured.append({"features": width, "seconds_per_sample": round(seconds_per_sample(plan, width, device), 5)})
+        measured[width] = seconds_per_sample(plan, width, device)
     return measured
 
 
 def seconds_per_sample(plan: Plan, width: int, device: Device) -> float:
     """The fastest of three steps after one to warm up, divided by the batch."""
     batch = plan.batch_size if device.where.type == "cuda" else probe_batch(plan)
-    network = build_network(plan, width).to(device.where).train()
-    optimizer = torch.optim.AdamW(network.parameters())
-    usual = fitting_losses(plan.task, bool(plan.regions))[0]  # they differ by about 1 % of a step
-    measure = make_loss({"loss": usual, "class_weights": []}, plan)
-    image = torch.randn(batch, len(plan.channels), *plan.patch_size, device=device.where)
-    reference = torch.randint(len(plan.labels), (batch, 1, *plan.patch_size), device=device.where)
+    take_step = training_step(plan, width, device)
     seconds = []
     for _ in range(1 + TIMED_STEPS):
         begin = time.perf_counter()
+        take_step(batch)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds[1:]) / batch
+
+
+def training_step(plan: Plan, width: int, device: Device) -> Callable[[int], None]:
+    """A function that trains on so many random patches, with all channels and outputs, and waits for the end."""
+    network = build_network(plan, width).to(device.where).train()
+    optimizer = torch.optim.AdamW(network.parameters())
+    usual = fitting_losses(plan.task, bool(plan.regions))[0]  # they differ by about 1 % of a step
+    loss = make_loss({"loss": usual, "class_weights": []}, plan)
+
+    def take_step(batch: int) -> None:
+        image = torch.randn(batch, len(plan.channels), *plan.patch_size, device=device.where)
+        reference = torch.randint(len(plan.labels), (batch, 1, *plan.patch_size), device=device.where)
         with device.precision():
             logits = network(image)
-        measure(logits, reference).backward()
+        loss(logits, reference).backward()
         optimizer.step()
         optimizer.zero_grad()
         device.wait()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:]) / batch
+
+    return take_step
+
+
+def memory_on_gpu(plan: Plan, width: int, device: Device) -> float | None:
+    """GiB that torch has allocated at most in steps of the plan's batch; None if there are fewer."""
+    try:
+        take_step = training_step(plan, width, device)
+        for _ in range(2):  # the optimizer's state comes with the first
+            take_step(plan.batch_size)
+    except torch.OutOfMemoryError:
+        return None
+    return torch.cuda.max_memory_allocated(device.where) / GIB
+
+
+def memory_on_cpu(plan: Plan, width: int, device: Device) -> float:
+    """GiB by which this process grows in a step of the plan's batch, of which a small part is run to keep this short."""
+    before, small = psutil.Process().memory_info().rss / GIB, probe_batch(plan)
+    take_step = training_step(plan, width, device)
+    take_step(1)
+    of_one = peak_gib() - before
+    take_step(small)
+    of_small = peak_gib() - before
+    per_sample = (of_small - of_one) / (small - 1) if small > 1 else 0.0
+    return of_small + (plan.batch_size - small) * per_sample
+
+
+def peak_gib() -> float:
+    """The most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES / GIB
 
 
 def probe_batch(plan: Plan) -> int:
