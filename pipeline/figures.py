@@ -1,4 +1,4 @@
-"""Arrays and tables to the bytes of the report's figures.
+"""Arrays and tables to the bytes of the report's figures, and the pictures that a training leaves behind.
 
 Owner of the colours: one per label, the same in every figure and beside its name in the text. Opens no file, chooses no
 case, and leaves no state in matplotlib: every function draws on a figure of its own.
@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipeline.images import Segmentation, Spacing, Volume
 
@@ -33,8 +36,17 @@ PREDICTION_LINE: dict[str, Any] = {
     "linewidths": 1.2,
     "path_effects": [withStroke(linewidth=2.2, foreground="black", alpha=0.55)],
 }
+TILE_EDGE = 160  # pixels, about, of the longer edge of a patch's picture
+TILE_GAP = 6  # pixels between two
+TILE_REFERENCE, TILE_PREDICTION = (3, 0.55), (1, 1.0)  # width in pixels and opacity of an outline
+LARGEST_PATCH_CHANNELS = 3  # drawn
+JPEG: dict[str, Any] = {"quality": 85, "subsampling": 0}  # no chroma subsampling: it blurs thin coloured lines
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the low and the high end of each RAS axis
 
+Slice = NDArray[np.floating]  # (H, W)
+Masks = Sequence[NDArray[np.bool_]] | NDArray[np.bool_]  # of the labels of a slice, each (H, W)
+Picture = NDArray[np.uint8]  # (rows downwards, columns, RGB)
+Window = tuple[float, float]  # the values shown black and white
 Progress = Mapping[tuple[str, int], pd.DataFrame]  # by configuration and fold: progress.tsv of one training
 
 
@@ -56,8 +68,8 @@ def label_colours(labels: Sequence[str]) -> dict[str, str]:
     return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
 
 
-def grey_window(volume: Volume, *, is_ct: bool) -> tuple[float, float]:
-    """The values shown black and white; a constant volume gets a window of width 1."""
+def grey_window(volume: Volume | Slice, *, is_ct: bool) -> Window:
+    """Of a volume or a slice; a constant one gets a window of width 1."""
     if is_ct:
         return CT_WINDOW_HU
     low, high = np.percentile(volume, GREY_PERCENTILES)
@@ -92,7 +104,7 @@ def overlay(
     prediction: Segmentation,
     *,
     spacing_mm: Spacing,
-    window: tuple[float, float],
+    window: Window,
     colours: Mapping[int, str],
 ) -> bytes:
     """JPEG of three planes through the labels: the reference as a broad pale contour, the prediction as a thin line.
@@ -157,6 +169,70 @@ def _orientation_letters(axes: Axes, plane: Plane) -> None:
         up = {0.02: "bottom", 0.5: "center", 0.98: "top"}[y]
         text = axes.text(x, y, letter, transform=axes.transAxes, color="white", fontsize=8, ha=across, va=up)
         text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+
+
+def tile(grey: Slice, *, window: Window | None = None, reference: Masks = (), prediction: Masks = ()) -> Picture:
+    """(H, W) enlarged by a whole factor, first row below; masks (H, W) as broad pale and as thin outlines.
+
+    Without a window, the slice has its own. Masks have the colours of the labels in the same order.
+    """
+    low, high = window or grey_window(grey, is_ct=False)
+    scale = max(1, round(TILE_EDGE / max(grey.shape)))
+    shade = ((grey.astype(np.float32) - low) / (high - low)).clip(0, 1) * 255
+    picture = np.repeat(_enlarged(shade, scale)[..., None], 3, axis=2)
+    for masks, (width, opacity) in ((reference, TILE_REFERENCE), (prediction, TILE_PREDICTION)):
+        for index, mask in enumerate(masks):
+            large = _enlarged(mask.astype(np.float32), scale) >= 0.5
+            line = large & ~ndimage.binary_erosion(large, iterations=width)  # closed at the edge of the picture
+            colour = np.array(to_rgb(PALETTE[index % len(PALETTE)])) * 255
+            picture[line] = (1 - opacity) * picture[line] + opacity * colour
+    return picture[::-1].round().astype(np.uint8)
+
+
+def _enlarged(array: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
+    """Linear, voxel centres in place, the edge continued."""
+    return ndimage.zoom(array, scale, order=1, mode="nearest", grid_mode=True)
+
+
+def arrange(rows: Sequence[Sequence[Picture]]) -> Picture:
+    """Tiles of any size in rows on black, with gaps; shorter rows end earlier."""
+    padded = [[np.pad(one, ((0, TILE_GAP), (0, TILE_GAP), (0, 0))) for one in row] for row in rows]
+    heights = [max(len(one) for one in row) for row in padded]
+    sheet = np.zeros((sum(heights), max(sum(one.shape[1] for one in row) for row in padded), 3), np.uint8)
+    for row, bottom, height in zip(padded, np.cumsum(heights), heights, strict=True):
+        left = 0
+        for one in row:
+            sheet[bottom - height :][: len(one), left : left + one.shape[1]] = one
+            left += one.shape[1]
+    return sheet[:-TILE_GAP, :-TILE_GAP]
+
+
+def before_and_after(
+    before: NDArray[np.floating],
+    after: NDArray[np.floating],
+    masks_before: NDArray[np.bool_],
+    masks_after: NDArray[np.bool_],
+) -> bytes:
+    """PNG of slices (N, C, H, W) with masks (N, K, H, W): a row as they are and one as they became, channel by channel.
+
+    Both rows have the grey window of the first, so that a change of brightness is seen.
+    """
+    rows: list[list[Picture]] = []
+    for channel in range(min(LARGEST_PATCH_CHANNELS, before.shape[1])):
+        windows = [grey_window(image[channel], is_ct=False) for image in before]
+        for images, masks in ((before, masks_before), (after, masks_after)):
+            shown = zip(images[:, channel], masks, windows, strict=True)
+            rows.append([tile(grey, window=window, reference=outlines) for grey, outlines, window in shown])
+    buffer = io.BytesIO()
+    imsave(buffer, arrange(rows), format="png")
+    return buffer.getvalue()
+
+
+def as_jpeg(png: bytes) -> bytes:
+    """A picture at a fraction of its size."""
+    buffer = io.BytesIO()
+    imsave(buffer, imread(io.BytesIO(png), format="png"), format="jpeg", pil_kwargs=JPEG)
+    return buffer.getvalue()
 
 
 def dsc_distribution(metrics: pd.DataFrame, colours: Mapping[str, str]) -> bytes:
@@ -254,11 +330,7 @@ def _sober(axes: Axes) -> None:
 
 
 def _bytes(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
-    # no chroma subsampling: it blurs thin coloured lines
-    options: dict[str, Any] = {
-        "svg": {"metadata": {"Date": None}},
-        "jpeg": {"pil_kwargs": {"quality": 85, "subsampling": 0}},
-    }
+    options: dict[str, Any] = {"svg": {"metadata": {"Date": None}}, "jpeg": {"pil_kwargs": JPEG}}
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "report"}):  # same input, same bytes
         figure.savefig(buffer, format=kind, dpi=dpi, **options[kind])

@@ -63,6 +63,18 @@ class Results:
     def progress(self, configuration: str, fold: Fold) -> Path:
         return self.training(configuration, fold) / "progress.tsv"
 
+    def training_facts(self, configuration: str, fold: Fold) -> Path:
+        """What the training did with its budget."""
+        return self.training(configuration, fold) / "training.json"
+
+    def augmented(self, configuration: str, fold: Fold) -> Path:
+        """A picture of training patches before and after augmentation."""
+        return self.training(configuration, fold) / "augmented.png"
+
+    def skips(self, configuration: str, fold: Fold) -> Path:
+        """The skip connections of the trained network, dead, silent or alive."""
+        return self.training(configuration, fold) / "skips.tsv"
+
     def predicted(self, configuration: str, fold: Fold) -> Path:
         return self.root / "predict" / configuration / f"fold_{fold}.json"
 

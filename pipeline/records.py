@@ -6,6 +6,7 @@ Knows the columns and keys; knows neither how the numbers came about nor where t
 import csv
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 from pipeline.errors import CohortError
 
 BACKGROUND = 0
+SKIPS = ("skip", "channels", "dead_channels", "mean_abs", "effect", "verdict")  # columns of skips.tsv
+SILENT = 0.01  # relative change of the logits below which a skip connection that is zeroed would not be missed
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,24 @@ class Cohort:
     @property
     def foreground(self) -> dict[int, str]:
         return {value: name for value, name in self.labels.items() if value != BACKGROUND}
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What one training did with its budget; `data_share` of the time it waited for patches, augmentation included."""
+
+    device: str
+    width: int
+    batch_size: int
+    steps: int
+    elapsed_s: float
+    data_share: float
+    reason: str
+
+    @property
+    def samples_per_second(self) -> float:
+        """NaN for a training without a step."""
+        return self.steps * self.batch_size / self.elapsed_s if self.elapsed_s else math.nan
 
 
 @contextmanager
@@ -136,6 +157,14 @@ def left_out(plan: Path) -> str | None:
     """Why the configuration of this plan is not needed; None if it is, or has no plan."""
     reason: str | None = read_json(plan).get("left_out") if plan.exists() else None
     return reason
+
+
+def write_facts(path: Path, facts: TrainingFacts) -> None:
+    write_json(path, asdict(facts))
+
+
+def read_facts(path: Path) -> TrainingFacts:
+    return TrainingFacts(**read_json(path))
 
 
 def sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ from pipeline.evaluate import MEAN, NUM_RESAMPLES
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
-from pipeline.records import Case, Cohort
+from pipeline.records import Case, Cohort, TrainingFacts
 
 ENSEMBLE = "ensemble"
 TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
@@ -78,7 +78,11 @@ def main(results: str, settings: str, config: str = "{}") -> None:
         "num_resamples": NUM_RESAMPLES,
         "distribution": as_source(figures.dsc_distribution(drawn, colours), "svg+xml"),
         "is_all_drawn": len(drawn) == len(metrics),
+        "seen": augmented_pictures(files, trained, folds),
         "curves": as_source(figures.learning_curves(progress), "svg+xml") if progress else None,
+        "trainings": training_rows(files, trained, folds),
+        "silent": records.SILENT,
+        "skips": {name: skip_summary(files, name, folds) for name in trained},
         "overlays": [draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
         "case_rows": case_rows(metrics, headline)[:LARGEST_TABLE],
         "num_case_rows": int((metrics["configuration"] == headline).sum()),
@@ -134,6 +138,51 @@ def read_progress(files: Results, configurations: Sequence[str], folds: Sequence
     return {key: table for key, table in tables.items() if len(table)}
 
 
+def augmented_pictures(files: Results, configurations: Sequence[str], folds: Sequence[int]) -> dict[str, str]:
+    """What the network of each configuration saw, from the first fold that drew it; without those that drew nothing."""
+    pictures: dict[str, str] = {}
+    for name in configurations:
+        drawn = [path for fold in folds if (path := files.augmented(name, fold)).exists()]
+        if drawn:
+            pictures[name] = as_source(figures.as_jpeg(drawn[0].read_bytes()), "jpeg")
+    return pictures
+
+
+def training_rows(
+    files: Results, configurations: Sequence[str], folds: Sequence[int]
+) -> dict[str, dict[int, TrainingFacts]]:
+    """By configuration and fold, what each training did with its budget; without those that wrote nothing."""
+    paths = {name: {fold: files.training_facts(name, fold) for fold in folds} for name in configurations}
+    facts = {
+        name: {fold: records.read_facts(path) for fold, path in part.items() if path.exists()}
+        for name, part in paths.items()
+    }
+    return {name: part for name, part in facts.items() if part}
+
+
+def skip_summary(files: Results, configuration: str, folds: Sequence[int]) -> Row | None:
+    """Which skip connections of the folds' networks are dead or silent, and how the others do; None if no fold looked."""
+    looked = [fold for fold in folds if files.skips(configuration, fold).exists()]
+    if not looked:
+        return None
+    rows = [{"fold": fold, **row} for fold in looked for row in read_skips(files.skips(configuration, fold))]
+    effects = [row["effect"] for row in rows]
+    return {
+        "num": len(rows),
+        "num_folds": len(looked),
+        "channels": sum(row["channels"] for row in rows),
+        "dead_channels": sum(row["dead_channels"] for row in rows),
+        "lowest_effect": min(effects, default=None),
+        "highest_effect": max(effects, default=None),
+        "others": [row for row in rows if row["verdict"] != "alive"],
+    }
+
+
+def read_skips(path: Path) -> list[Row]:
+    numbers = {"channels": int, "dead_channels": int, "mean_abs": float, "effect": float}
+    return [{key: numbers.get(key, str)(value) for key, value in row.items()} for row in records.read_table(path)]
+
+
 def headline_configuration(summary: pd.DataFrame) -> str:
     """The one whose cases are shown: the ensemble, else the configuration of the best mean DSC."""
     means = summary[summary["label"] == MEAN].set_index("configuration")["dsc"]
@@ -156,11 +205,9 @@ def choose_cases(metrics: pd.DataFrame, cases: int) -> list[Shown]:
 
 
 def count_cases(cases: Sequence[Case], problems: Sequence[Mapping[str, str]], metrics: pd.DataFrame) -> dict[str, int]:
-    refused = {problem["case"] for problem in problems if problem["severity"] == "refuse"} & {one.case for one in cases}
+    """None is refused: `check` stops a run before anything is trained."""
     return {
-        "in": len(cases),
-        "ok": len(cases) - len(refused),
-        "refused": len(refused),
+        "cases": len(cases),
         "subjects": len({one.subject for one in cases}),
         "scored": metrics["case"].nunique(),
         **{severity: sum(one["severity"] == severity for one in problems) for severity in ("fix", "warn")},

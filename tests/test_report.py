@@ -18,7 +18,7 @@ import pytest
 
 from pipeline import evaluate, figures, records, report
 from pipeline.paths import Results
-from pipeline.records import Case, Cohort
+from pipeline.records import Case, Cohort, TrainingFacts
 
 SHAPE = (9, 11, 13)
 AFFINE = np.diag([-0.7, 1.0, 2.5, 1.0])  # not RAS
@@ -60,6 +60,12 @@ def make_run(
         plan = {"dims": 2, "spacing_mm": [None, 1.0, 1.5], "reasons": {"spacing_mm": f"the median, not {EVIL}"}}
         records.write_json(files.plan(configuration), plan)
         for fold in (0, 1):
+            facts = TrainingFacts(
+                EVIL, width=16, batch_size=4, steps=500, elapsed_s=40, data_share=0.07, reason=f"why {EVIL}"
+            )
+            records.write_facts(files.training_facts(configuration, fold), facts)
+            records.write_table(files.skips(configuration, fold), records.SKIPS, [skip_row(), skip_row(effect=0.5)])
+            files.augmented(configuration, fold).write_bytes(sheet())
             rows = [
                 dict(zip(PROGRESS, (step, step * 0.1, 0.003, 1 / (1 + step), None, step / 10), strict=True))
                 for step in range(5)
@@ -71,6 +77,16 @@ def make_run(
         records.write_json(files.choice, {"per_fold": per_fold, "for_new_scans": ["3d"], "scores": scores})
     evaluate.main(files.name, ",".join(configurations), "0,1", json.dumps({"tolerance_mm": 2}))
     return files
+
+
+def skip_row(**changes: Any) -> dict[str, Any]:
+    row = {"skip": "1: 9 x 11", "channels": 16, "dead_channels": 1, "mean_abs": 0.4, "effect": 0.25, "verdict": "alive"}
+    return {**row, **changes}
+
+
+def sheet() -> bytes:
+    images, masks = np.zeros((2, 1, 9, 11), np.float32), np.zeros((2, 1, 9, 11), bool)
+    return figures.before_and_after(images, images, masks, masks)
 
 
 def page_of(files: Results, cases: int = 3, title: str = "") -> str:
@@ -107,14 +123,14 @@ def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
     assert not re.search(r"https?://|src=\"(?!data:)|@import|url\(", page)
     tags = Tags(page)
     assert not tags.open
-    assert len(tags.images) == 2 + 3 and all(image["alt"] for image in tags.images)
+    assert len(tags.images) == 2 + 2 + 3 and all(image["alt"] for image in tags.images)
     assert len(page) < 3e6
 
 
 def test_the_page_says_the_mean_and_interval_of_each_configuration() -> None:
     files = make_run(["2d", "3d", "ensemble"], {1: "liver", 4: "spleen"}, [1, 4])
     page = page_of(files, title="My livers")
-    assert "<h1>My livers</h1>" in page and "cases in = 4 ok + 0 refused" in page
+    assert "<h1>My livers</h1>" in page and "cases in, none refused" in page
     for row in records.read_table(files.summary):
         low, high = float(row["dsc_low"]), float(row["dsc_high"])
         assert f"{float(row['dsc']):.3f}" in page and f"{low:.3f}–{high:.3f}" in page
@@ -162,7 +178,73 @@ def test_a_training_without_progress_is_left_out() -> None:
     files = make_run(["2d"], {1: "liver"}, [1])
     for fold in (0, 1):
         records.write_table(files.progress("2d", fold), PROGRESS, [])
+        files.training_facts("2d", fold).unlink()
     assert 'id="training"' not in page_of(files)
+
+
+def test_the_page_says_what_every_training_did_with_its_budget() -> None:
+    page = page_of(make_run(["2d", "3d"], {1: "liver"}, [1]))
+    cells = '<td class="num">16</td>\n<td class="num">4</td><td class="num">500</td><td class="num">40</td>'
+    assert page.count(cells) == 4, "two configurations, two folds"
+    assert page.count('<td class="num">50</td><td class="num">7%</td>') == 4
+    assert page.count("why &lt;script&gt;") == 2, "once per configuration"
+
+
+def test_living_skips_are_one_sentence() -> None:
+    page = page_of(make_run(["2d"], {1: "liver"}, [1]))
+    text = re.sub(r"\s+", " ", page)
+    assert "2d: all 4 connections of 2 networks are alive; zeroing one changes the logits by 25% to 50%." in text
+    assert "4 of 64 channels are constant" in text
+
+
+def test_a_dead_and_a_silent_skip_are_shown_with_their_fold() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    dead = skip_row(skip="2: 4 x 5", dead_channels=16, mean_abs=0.0, effect=0.0, verdict="dead")
+    silent = skip_row(effect=0.004, verdict="silent")
+    records.write_table(files.skips("2d", 1), records.SKIPS, [silent, dead])
+    text = re.sub(r"\s+", " ", page_of(files))
+    assert "2d: 2 of 4 connections of 2 networks are dead or silent." in text
+    assert (
+        '<td>1</td><th scope="row" class="name">2: 4 × 5</th><td class="alarm">dead</td><td class="num">16 / 16</td>'
+        in text
+    )
+    assert '<td class="num">0.4%</td>' in text and "Silent: the logits change by less than 1%" in text
+    assert '<td>0</td><th scope="row" class="name">1' not in text, "fold 0 has none"
+
+
+def test_a_network_without_skips_says_so() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    for fold in (0, 1):
+        records.write_table(files.skips("2d", fold), records.SKIPS, [])
+    assert "2d: no skip connection was found in this network." in page_of(files)
+
+
+def test_trainings_that_left_nothing_but_weights_still_make_a_page() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    for fold in (0, 1):
+        for path in files.training("2d", fold).iterdir():
+            path.unlink()
+    page = page_of(files)
+    assert not any(f'"{part}"' in page for part in ("seen", "training", "skips", "#seen", "#training", "#skips"))
+
+
+def test_the_patches_of_one_fold_are_shown_at_a_fraction_of_their_size() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    random = np.random.default_rng(0)
+    images, masks = random.normal(size=(6, 1, 80, 80)).astype(np.float32), np.zeros((6, 0, 80, 80), bool)
+    png = figures.before_and_after(images, images, masks, masks)
+    files.augmented("2d", 1).write_bytes(png)
+    files.augmented("2d", 0).unlink()
+    tags = Tags(page_of(files))
+    (picture,) = [image for image in tags.images if "augmentation" in str(image["alt"])]
+    jpeg = base64.b64decode(str(picture["src"]).removeprefix("data:image/jpeg;base64,"))
+    assert len(jpeg) < len(png) / 2
+    shape = matplotlib.image.imread(io.BytesIO(jpeg), format="jpeg").shape
+    assert shape == (*matplotlib.image.imread(io.BytesIO(png), format="png").shape[:2], 3)
+
+
+def test_no_seconds_are_no_speed() -> None:
+    assert math.isnan(TrainingFacts("CPU", 8, 2, 0, 0.0, 0.0, "").samples_per_second)
 
 
 @pytest.mark.parametrize(
