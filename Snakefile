@@ -14,7 +14,7 @@ run = flow.Run(config)
 files = run.files
 
 shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}"; ')
-workflow.global_resources.setdefault("gpu", 1)  # on one machine, trainings take turns
+workflow.global_resources.setdefault("gpu", run.config["train"]["gpus"])  # on one machine, trainings take turns
 
 
 resource_scopes:
@@ -143,14 +143,15 @@ rule train:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=1,
+        gpu=run.config["train"]["gpus"],
     params:
         results=run.name,
+        launch=run.launch_training,
         settings=run.settings("train"),
         device=run.config["device"],
         seed=run.config["seed"],
     shell:
-        "python -m pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
+        "{params.launch} pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} --device {params.device}"
         " --seed {params.seed} --threads {threads} 2>&1 | tee {log:q}"
 

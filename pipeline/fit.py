@@ -29,7 +29,7 @@ AnyPlan = TypeVar("AnyPlan", bound=Sized)
 
 @dataclass(frozen=True)
 class Measured:
-    """The peak memory of one training step on a kind of device, `cuda` or `cpu`, and the time it takes by width.
+    """The peak memory of one training step on a kind of device, `cuda` or `cpu`; by width the time and the fastest form.
 
     Nothing is timed where the memory is too large.
     """
@@ -37,6 +37,7 @@ class Measured:
     gib: float
     device: str
     seconds_per_sample: dict[int, float] = field(default_factory=dict)
+    forms: dict[int, str] = field(default_factory=dict)
 
 
 def fit_to_memory(

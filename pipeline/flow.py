@@ -39,6 +39,12 @@ class Run:
         return to_json({**self.config["predict"], "mirror_axes": self.config["train"]["mirror"]})
 
     @property
+    def launch_training(self) -> str:
+        """One process, or as many as there are GPUs to train with together."""
+        gpus = self.config["train"]["gpus"]
+        return "python -m" if gpus == 1 else f"torchrun --standalone --nproc-per-node {gpus} -m"
+
+    @property
     def provenance(self) -> str:
         """The whole configuration, for the record; without `scans`, which the report does not describe."""
         return to_json({key: value for key, value in self.config.items() if key != "scans"})

@@ -55,10 +55,12 @@ Task = Literal["segmentation", "regression"]
 
 @dataclass(frozen=True)
 class Width:
-    """What one training step costs on the machine that made the plan."""
+    """What one training step costs on the machine that made the plan, in which form it is fastest on what device."""
 
     features: int
     seconds_per_sample: float
+    form: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +227,10 @@ def with_measured(plan: Plan, measured: Measured | None, widest: int, memory_gib
     return replace(
         plan,
         memory_measured_gib=round(measured.gib, 3),
-        widths=tuple(Width(width, round(seconds, 5)) for width, seconds in measured.seconds_per_sample.items()),
+        widths=tuple(
+            Width(width, round(seconds, 5), measured.forms[width], measured.device)
+            for width, seconds in measured.seconds_per_sample.items()
+        ),
         reasons={**plan.reasons, "memory_measured_gib": reason},
     )
 
@@ -416,7 +421,7 @@ def measure_step(plan: Plan, *, widths: list[int], memory_gib: float, device: st
         else Measured(
             measured["gib"],
             measured["device"],
-            {int(width): seconds for width, seconds in measured["seconds_per_sample"].items()},
+            *({int(width): value for width, value in measured[key].items()} for key in ("seconds_per_sample", "forms")),
         )
     )
 

@@ -1,30 +1,46 @@
 """One fold of one configuration to weights: reads straight down, saves as it goes, and goes on where it was killed.
 
-Every random number is a function of seed, fold and step, so a resumed run draws what the unbroken one would have drawn.
+Every random number is a function of seed, fold, process and step, so a resumed run draws what the unbroken one would
+have drawn. Started by `torchrun`, several processes train together.
 """
 
-import hashlib
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pipeline import errors, records
-from pipeline.budget import Budget, fit_budget
+from pipeline.budget import fit_budget
 from pipeline.errors import TrainingError
+from pipeline.nn.alarms import Alarms, Validation
 from pipeline.nn.augment import augment
-from pipeline.nn.checkpoints import load_checkpoint, save_checkpoint, save_model
-from pipeline.nn.device import Device, channels_last, pick_device
+from pipeline.nn.checkpoints import (
+    exclusive,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+    save_model,
+    training_key,
+)
+from pipeline.nn.device import Device, pick_device
+from pipeline.nn.forms import Form, choose_form, named_form
 from pipeline.nn.losses import Loss, make_loss
 from pipeline.nn.networks import build_network
 from pipeline.nn.outputs import count_voxels
-from pipeline.nn.patches import PatchSource, draw_batch, open_sources
+from pipeline.nn.patches import Batch, PatchSource, batches, draw_batch, open_sources
+from pipeline.nn.stepper import Stepper
+from pipeline.nn.stop import StopRequest
+from pipeline.nn.workers import ALONE, Workers, join_workers, leave_workers
 from pipeline.paths import Results
 from pipeline.plan import Plan, mirror_axes, read_plan
 
@@ -34,30 +50,41 @@ VALIDATION_PATCHES = 16
 WARM_UP = 0.05  # of the budget, while the learning rate rises to its peak
 SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints
 SMALLEST_SAVE_INTERVAL_S = 10.0
-GRADIENT_NORM = 12.0
 
 
 def main(
     results: str, configuration: str, fold: int, settings: str, device: str = "auto", seed: int = 0, threads: int = 1
 ) -> None:
-    files = Results(results)
-    torch.set_num_threads(threads)
+    files, wanted = Results(results), json.loads(settings)
     plan = read_plan(files.plan(configuration))
     cases = [case for case in records.read_cases(files.cases) if case.label]
     for shard in sorted({case.fold for case in cases}):
         records.verify_file_list(files.preprocessed(configuration, shard))
-    folders = {case.case: files.arrays(configuration, case.case) for case in cases}
-    free_bytes = psutil.virtual_memory().available
-    weights, width = train(
-        plan,
-        json.loads(settings),
-        pick_device(device),
-        training=open_sources([folders[case.case] for case in cases if case.fold != fold], free_bytes),
-        validation=open_sources([folders[case.case] for case in cases if case.fold == fold], free_bytes),
-        seed=(seed, fold),
-        folder=files.training(configuration, fold),
-    )
-    save_model(files.model(configuration, fold), weights, width, files.plan(configuration))
+    folders = {
+        side: [
+            files.arrays(configuration, case.case) for case in cases if (case.fold == fold) == (side == "validation")
+        ]
+        for side in ("training", "validation")
+    }
+    processor = pick_device(device, is_deterministic=wanted["deterministic"])
+    workers, where = join_workers(processor.where)
+    processor = replace(processor, where=where)
+    torch.set_num_threads(max(1, threads // workers.count))
+    free_bytes = psutil.virtual_memory().available // workers.count
+    with exclusive(files.training(configuration, fold)) if workers.is_first else nullcontext():
+        weights, width = train(
+            plan,
+            wanted,
+            processor,
+            training=open_sources(folders["training"], free_bytes, where, processor.free_bytes),
+            validation=open_sources(folders["validation"], free_bytes, where, processor.free_bytes),
+            seed=(seed, fold),
+            folder=files.training(configuration, fold),
+            workers=workers,
+        )
+        if workers.is_first:
+            save_model(files.model(configuration, fold), weights, width, files.plan(configuration))
+    leave_workers(workers)
 
 
 def train(
@@ -69,91 +96,141 @@ def train(
     validation: list[PatchSource],
     seed: tuple[int, int],
     folder: Path,
+    workers: Workers = ALONE,
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The trained weights and the width of the network they fit; checkpoint, progress and events stay in `folder`.
 
     Raises:
-        TrainingError: no case to train on, or the loss is not finite.
+        TrainingError: no case to train on, gradients that are never finite, or no memory for one patch.
+        SystemExit: a signal asked to stop; the state is saved.
     """
     if not training:
         raise TrainingError(f"{folder}: no labelled case is outside this fold. Reduce `folds` or add cases.")
     budget = fit_budget(plan, settings)
-    print(f"device: {device}\nbudget: {budget.reason}", flush=True)
+    share = workers.share(budget.batch_size)
 
-    torch.manual_seed(step_seed(*seed, step=0))
-    network = build_network(plan, budget.width).to(device.where)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
-    )
-    measure = make_loss(settings, plan)
-    step, elapsed_s, rows = 0, 0.0, []
+    def log(line: str) -> None:
+        if workers.is_first:
+            print(line, flush=True)
+
+    log(f"device: {device}, {workers.count} process(es)\nbudget: {budget.reason}")
+
     key = training_key(plan, settings, seed, [source.case for source in training])
     checkpoint = folder / "checkpoint.pt"
-    if saved := load_checkpoint(checkpoint, key):
+    saved = load_checkpoint(checkpoint, key)
+    torch.manual_seed(step_seed(*seed, step=0))
+    network = build_network(plan, budget.width).to(device.where)
+    if settings["pretrained"] and not saved:
+        log(load_pretrained(network, Path(settings["pretrained"])))
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"])) if settings["ema"] else None
+    final = averaged.module if averaged else network
+    measure = make_loss(settings, plan)
+    form, reason = (named_form(saved["form"]), "as before") if saved else choose_form(plan, budget, settings, device)
+    log(f"form: {form.name} ({reason})")
+    stepper = Stepper(
+        network=workers.wrap(form.prepare(network)),
+        optimizer=make_optimizer(network, settings),
+        scaler=torch.amp.GradScaler(device.where.type, enabled=form.precision is torch.float16),
+        measure=lambda network, image, reference: loss_of(network, image, reference, form, measure),
+        device=device,
+        may_split=workers.count == 1,
+    )
+    alarms = Alarms(plan.regions or plan.labels[1:], device.where)
+    step, elapsed_s, rows = 0, 0.0, []
+    if saved:
         network.load_state_dict(saved["network"])
-        optimizer.load_state_dict(saved["optimizer"])
+        stepper.load_state_dict(saved["stepper"])
+        if averaged:
+            averaged.load_state_dict(saved["averaged"])
+        alarms.load_state_dict(saved["alarms"])
         step, elapsed_s, rows = saved["step"], saved["elapsed_s"], saved["rows"]
-        print(f"resumed: {checkpoint} at step {step} after {elapsed_s:.0f} s of training", flush=True)
+        log(f"resumed: {checkpoint} at step {step} after {elapsed_s:.0f} s of training")
+
+    def draw(step: int) -> Batch:
+        random = np.random.default_rng((*seed, step, workers.rank))
+        return draw_batch(training, plan.patch_size, share, settings["foreground"], random)
+
+    def save() -> None:
+        save_checkpoint(
+            checkpoint,
+            key,
+            {
+                "network": network.state_dict(),
+                "stepper": stepper.state_dict(),
+                "averaged": averaged.state_dict() if averaged else {},
+                "alarms": alarms.state_dict(),
+                "form": form.name,
+                "step": step,
+                "elapsed_s": elapsed_s,
+                "rows": rows,
+            },
+        )
 
     last_save = time.monotonic()
     begin = last_save - elapsed_s
     save_interval_s = SMALLEST_SAVE_INTERVAL_S
     losses: list[torch.Tensor] = []
-    with SummaryWriter(str(folder / "tensorboard"), purge_step=step) as events, progress_bar(plan, seed, budget) as bar:
-        while (progress := budget.progress(step, elapsed_s)) < 1:
+    is_ahead = training[0].image.device != device.where or training[0].is_mapped
+    with (
+        event_writer(folder, step, workers) as events,
+        progress_bar(plan, seed, workers) as bar,
+        StopRequest() as stop,
+    ):
+        for image, reference in batches(draw, step, ahead=is_ahead):
+            progress = budget.progress(step, elapsed_s)
+            if progress >= 1:
+                break
             rate = settings["learning_rate"] * learning_rate_factor(progress)
-            for group in optimizer.param_groups:
+            for group in stepper.optimizer.param_groups:
                 group["lr"] = rate
 
-            torch.manual_seed(step_seed(*seed, step=step))
-            random = np.random.default_rng((*seed, step))
-            image, reference = draw_batch(training, plan.patch_size, budget.batch_size, settings["foreground"], random)
-            image, reference = image.to(device.where), reference.to(device.where)
+            torch.manual_seed(step_seed(*seed, step=step, rank=workers.rank))
+            image = image.to(device.where, non_blocking=True, memory_format=form.layout)
+            reference = reference.to(device.where, non_blocking=True)
             if settings["augment"]:
                 image, reference = augment(image, reference, mirror_axes(plan, settings["mirror"]))
-            loss = loss_of(network.train(), image, reference, plan, device, measure)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM)
-            optimizer.step()
-            losses.append(loss.detach())
+            loss, is_finite = stepper.step((image, reference))
+            if averaged:
+                averaged.update_parameters(network)
+            losses.append(loss)
+            alarms.note_gradient(is_finite)
 
-            step, elapsed_s = step + 1, time.monotonic() - begin
+            step += 1
+            elapsed_s, is_stopped = workers.agree(time.monotonic() - begin, stop.is_requested)
             after = budget.progress(step, elapsed_s)
             bar.update(after * 100 - bar.n)
             if int(after * NUM_VALIDATIONS) > int(progress * NUM_VALIDATIONS):
-                train_loss = float(torch.stack(losses).mean())
+                train_loss = float(torch.stack(losses).nanmean())
                 losses.clear()
-                if not np.isfinite(train_loss):
-                    raise TrainingError(
-                        f"{folder}: the loss is {train_loss} at step {step}. Lower `train.learning_rate`."
-                    )
-                validation_loss, validation_dsc = validate(network, validation, plan, budget, device, seed, measure)
-                row = (step, round(elapsed_s, 2), rate, train_loss, validation_loss, validation_dsc)
-                rows.append(dict(zip(PROGRESS, row, strict=True)))
-                records.write_table(folder / "progress.tsv", PROGRESS, rows)
-                for name, value in zip(PROGRESS[2:], row[2:], strict=True):
-                    if value is not None:
-                        events.add_scalar(name, value, step)
-                bar.set_postfix(loss=f"{train_loss:.3f}", validation_dsc=f"{validation_dsc or 0:.3f}", refresh=False)
-                elapsed_s = time.monotonic() - begin
-            if time.monotonic() - last_save > save_interval_s:
+                alarms.check_gradients(step, train_loss, training)
+                if workers.is_first:
+                    seen = validate(final, validation, plan, budget.batch_size, form, device, seed, measure)
+                    alarms.check_validation(step, seen)
+                    row = (step, round(elapsed_s, 2), rate, train_loss, seen.loss, seen.dsc)
+                    rows.append(dict(zip(PROGRESS, row, strict=True)))
+                    records.write_table(folder / "progress.tsv", PROGRESS, rows)
+                    for name, value in zip(PROGRESS[2:], row[2:], strict=True):
+                        if value is not None:
+                            events.add_scalar(name, value, step)
+                    bar.set_postfix(loss=f"{train_loss:.3f}", validation_dsc=f"{seen.dsc or 0:.3f}", refresh=False)
+                (elapsed_s,) = workers.agree(time.monotonic() - begin)
+            if is_stopped:
+                if workers.is_first:
+                    save()
+                stop.leave(step)
+            if workers.is_first and time.monotonic() - last_save > save_interval_s:
                 last_save = time.monotonic()
-                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
-                save_checkpoint(checkpoint, key, {**state, "step": step, "elapsed_s": elapsed_s, "rows": rows})
+                save()
                 save_interval_s = max(SMALLEST_SAVE_INTERVAL_S, (time.monotonic() - last_save) / SAVING_SHARE)
-    print(f"trained: {step} steps in {elapsed_s:.0f} s", flush=True)
-    return network.state_dict(), budget.width
+    if workers.is_first:
+        alarms.check_end()
+    log(f"trained: {step} steps in {elapsed_s:.0f} s")
+    return final.state_dict(), budget.width
 
 
-def step_seed(seed: int, fold: int, *, step: int) -> int:
-    """A seed for torch that depends on all three numbers."""
-    return int(np.random.SeedSequence((seed, fold, step)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def training_key(plan: Plan, settings: dict[str, Any], seed: tuple[int, int], cases: list[str]) -> str:
-    """Two runs with the same key may continue each other."""
-    return hashlib.sha256(json.dumps([repr(plan), settings, seed, cases], sort_keys=True).encode()).hexdigest()
+def step_seed(seed: int, fold: int, *, step: int, rank: int = 0) -> int:
+    """A seed for torch that depends on all four numbers."""
+    return int(np.random.SeedSequence((seed, fold, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -161,53 +238,65 @@ def learning_rate_factor(progress: float) -> float:
     return min(progress / WARM_UP, ((1 - progress) / (1 - WARM_UP)) ** 0.9) + 1e-3
 
 
-def progress_bar(plan: Plan, seed: tuple[int, int], budget: Budget) -> tqdm:
+def make_optimizer(network: nn.Module, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    rate, decay = settings["learning_rate"], settings["weight_decay"]
+    if settings["optimizer"] == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=rate, weight_decay=decay, momentum=0.99, nesterov=True)
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay, fused=True)
+
+
+def event_writer(folder: Path, step: int, workers: Workers) -> AbstractContextManager[Any]:
+    """TensorBoard events of the first process; what an interrupted run wrote after `step` is hidden."""
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step) if workers.is_first else nullcontext()
+
+
+def progress_bar(plan: Plan, seed: tuple[int, int], workers: Workers) -> tqdm:
     return tqdm(
         total=100,
         desc=f"train {plan.configuration} fold {seed[1]}",
         unit="%",
         bar_format="{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}<{remaining}{postfix}",
         mininterval=5,
+        disable=not workers.is_first,
     )
 
 
 def loss_of(
-    network: torch.nn.Module, image: torch.Tensor, reference: torch.Tensor, plan: Plan, device: Device, measure: Loss
+    network: nn.Module, image: torch.Tensor, reference: torch.Tensor, form: Form, measure: Loss
 ) -> torch.Tensor:
-    with device.precision():
-        logits = network(image.to(memory_format=channels_last(plan.dims)))
+    network.train()
+    with form.autocast(image.device):
+        logits = network(image)
     return measure(logits, reference)
 
 
 @torch.no_grad()
 def validate(
-    network: torch.nn.Module,
+    network: nn.Module,
     sources: list[PatchSource],
     plan: Plan,
-    budget: Budget,
+    batch_size: int,
+    form: Form,
     device: Device,
     seed: tuple[int, int],
     measure: Loss,
-) -> tuple[float | None, float | None]:
-    """Loss, and mean DSC of the labels found in the same held-out patches each time; (None, None) without cases."""
-    if not sources:
-        return None, None
-    random = np.random.default_rng(seed)
-    losses, overlap, sizes = [], np.zeros(plan.num_outputs), np.zeros(plan.num_outputs)
+) -> Validation:
+    """The same held-out patches each time. Without cases there is no loss, no DSC, and every count is 0."""
+    losses, overlap, predicted, wanted = [], *np.zeros((3, plan.num_outputs))
     network.eval()
-    for _ in range(max(1, VALIDATION_PATCHES // budget.batch_size)):
-        image, reference = draw_batch(sources, plan.patch_size, budget.batch_size, 1.0, random)
-        image, reference = image.to(device.where), reference.to(device.where)
-        with device.precision():
-            logits = network(image.to(memory_format=channels_last(plan.dims)))
+    random = np.random.default_rng(seed)
+    for _ in range(max(1, VALIDATION_PATCHES // batch_size) if sources else 0):
+        image, reference = draw_batch(sources, plan.patch_size, batch_size, 1.0, random)
+        image, reference = image.to(device.where, memory_format=form.layout), reference.to(device.where)
+        with form.autocast(image.device):
+            logits = network(image)
         losses.append(float(measure(logits, reference)))
-        right, found, wanted = count_voxels(logits, reference, plan)
-        overlap += right
-        sizes += found + wanted
+        counts = count_voxels(logits, reference, plan)
+        for total, count in zip((overlap, predicted, wanted), counts, strict=True):
+            total += count
     first = 0 if plan.regions else 1
-    seen = np.flatnonzero(sizes[first:]) + first
-    dsc = float(np.mean(2 * overlap[seen] / sizes[seen])) if seen.size else None
-    return float(np.mean(losses)), dsc
+    loss = float(np.mean(losses)) if losses else None
+    return Validation(loss, overlap[first:], predicted[first:], wanted[first:])
 
 
 if __name__ == "__main__":

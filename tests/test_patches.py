@@ -1,9 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.nn.patches import PatchSource, cut, draw_batch, draw_start, open_sources
+from pipeline.nn.patches import PatchSource, batches, cut, draw_batch, draw_start, open_sources
 from pipeline.preprocess import foreground_locations
 
 SHAPE = (9, 21, 17)
@@ -14,7 +17,9 @@ def make_source(case="a", shape=SHAPE):
     classes[-1, -2:, -1] = 2  # a rare label in a corner
     classes[3:6, 4:9, 4:9] = 1
     image = np.arange(classes.size, dtype=np.float32).reshape(1, *shape)
-    return PatchSource(case, image, classes, foreground_locations(classes))
+    return PatchSource(
+        case, torch.from_numpy(image), torch.from_numpy(classes.view(np.int16)), foreground_locations(classes)
+    )
 
 
 @given(st.integers(0, 10_000), st.booleans())
@@ -44,7 +49,7 @@ def test_a_volume_smaller_than_the_patch_lies_in_the_middle_of_zeros():
     start = draw_start(source, (8, 12, 12), True, np.random.default_rng(0))
     patch = cut(source.image + 1, start, (8, 12, 12))
     assert patch.shape == (1, 8, 12, 12)
-    assert np.array_equal(patch[0, 1:7, 1:11, 1:11], source.image[0] + 1)
+    assert torch.equal(patch[0, 1:7, 1:11, 1:11], source.image[0] + 1)
     assert patch.sum() == (source.image + 1).sum()
 
 
@@ -55,20 +60,49 @@ def test_the_same_generator_state_gives_the_same_batch_and_image_and_reference_m
     assert (first[0] == second[0]).all()
     image, reference = first
     assert image.shape == reference.shape == (5, 1, *patch_size)
-    expected = sources[0].classes.ravel()[image.numpy().astype(int)]
-    assert np.array_equal(reference.numpy(), expected)
+    assert torch.equal(reference, sources[0].classes.ravel()[image.long()])
 
 
 def test_a_case_without_foreground_still_gives_patches():
-    empty = PatchSource("e", np.ones((1, *SHAPE), np.float32), np.zeros(SHAPE, np.uint16), np.empty((0, 4), np.int32))
+    empty = PatchSource("e", torch.ones(1, *SHAPE), torch.zeros(SHAPE, dtype=torch.int16), np.empty((0, 4), np.int32))
     image, reference = draw_batch([empty], (4, 8, 8), 2, 1.0, np.random.default_rng(0))
     assert image.shape == (2, 1, 4, 8, 8)
     assert not reference.any()
 
 
-def test_a_cohort_larger_than_a_quarter_of_the_memory_is_mapped(tmp_path):
+def save_source(folder, source):
+    np.save(folder / "image.npy", source.image.numpy())
+    np.save(folder / "classes.npy", source.classes.numpy().view(np.uint16))
+    np.save(folder / "locations.npy", source.locations)
+
+
+def test_a_cohort_larger_than_a_quarter_of_the_memory_is_mapped_and_reads_the_same(tmp_path):
     source = make_source()
-    for name in ("image", "classes", "locations"):
-        np.save(tmp_path / f"{name}.npy", getattr(source, name))
-    assert isinstance(open_sources([tmp_path], free_bytes=1000)[0].image, np.memmap)
-    assert not isinstance(open_sources([tmp_path], free_bytes=10**9)[0].image, np.memmap)
+    save_source(tmp_path, source)
+    (mapped,) = open_sources([tmp_path], 1000, torch.device("cpu"), 0)
+    (held,) = open_sources([tmp_path], 10**9, torch.device("cpu"), 0)
+    assert mapped.is_mapped and not held.is_mapped
+    for opened in (mapped, held):
+        assert torch.equal(opened.image, source.image) and torch.equal(opened.classes, source.classes)
+
+
+def test_a_cohort_goes_to_the_device_when_it_fits_there(tmp_path):
+    save_source(tmp_path, make_source())
+    (elsewhere,) = open_sources([tmp_path], 1000, torch.device("meta"), free_device_bytes=10**9)
+    assert elsewhere.image.device.type == elsewhere.classes.device.type == "meta"
+    (here,) = open_sources([tmp_path], 10**9, torch.device("meta"), free_device_bytes=1000)
+    assert here.image.device.type == "cpu"
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_batches_come_in_the_order_of_their_steps_whether_drawn_ahead_or_not(ahead):
+    drawn = batches(lambda step: (torch.tensor(step), torch.tensor(-step)), 5, ahead=ahead)
+    assert [int(image) for image, _ in itertools.islice(drawn, 4)] == [5, 6, 7, 8]
+
+
+def test_an_error_while_drawing_ahead_reaches_the_training():
+    def draw(step):
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        next(batches(draw, 0, ahead=True))

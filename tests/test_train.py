@@ -2,26 +2,30 @@
 
 import dataclasses
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline import train as module
+from pipeline.config import complete
 from pipeline.errors import TrainingError
-from pipeline.nn.checkpoints import load_checkpoint, load_model, save_checkpoint, save_model
+from pipeline.nn.checkpoints import exclusive, load_checkpoint, load_model, save_checkpoint, save_model
 from pipeline.nn.device import Device
 from pipeline.nn.networks import build_network
 from pipeline.nn.patches import PatchSource
 from pipeline.nn.sliding import mirrored_copies, predict_probabilities
+from pipeline.nn.stop import STOPPED_EXIT_CODE
 from pipeline.plan import Width
 from pipeline.preprocess import foreground_locations
 from tests.test_preprocess import make_plan
 
 CPU = Device(torch.device("cpu"), None)
-SETTINGS = dict(
-    learning_rate=0.01, weight_decay=1e-4, foreground=0.5, mirror=[], augment=True, loss="dice_ce", class_weights=[]
-)
+SETTINGS = complete({"name": "a", "cohort": "demo", "train": {"iterations": 1}})["train"] | {
+    "learning_rate": 0.01,
+    "deterministic": True,
+}
 
 
 def tiny_plan(dims=3, **changes):
@@ -42,16 +46,22 @@ def blob_source(seed):
         shifted = np.array(centre) + random.integers(-1, 2, size=3)
         classes[((voxels - shifted[:, None, None, None]) ** 2).sum(0) < 20] = index
     image = np.array([0, 2, -2])[classes] + random.normal(0, 0.3, classes.shape)
-    return PatchSource(f"case_{seed}", image[None].astype(np.float32), classes, foreground_locations(classes))
+    return PatchSource(
+        f"case_{seed}",
+        torch.from_numpy(image[None].astype(np.float32)),
+        torch.from_numpy(classes.view(np.int16)),
+        foreground_locations(classes),
+    )
 
 
-def run(folder, settings, plan=None, fold=0, sources=None, validation=None):
+def run(folder, settings, plan=None, fold=0):
+    sources = [blob_source(seed) for seed in range(3)]
     return module.train(
         plan or tiny_plan(),
         {**SETTINGS, **settings},
         CPU,
-        training=sources or [blob_source(seed) for seed in range(3)],
-        validation=validation or [blob_source(9)],
+        training=sources,
+        validation=[blob_source(9)],
         seed=(1, fold),
         folder=folder,
     )
@@ -65,34 +75,80 @@ def test_a_network_learns_two_blobs_and_its_saved_model_finds_them(tmp_path, dim
     save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
     model = load_model(tmp_path / "model.pt", CPU.where)
     source = blob_source(20)
-    probabilities = predict_probabilities([model], source.image, CPU, overlap=0.5)
+    probabilities = predict_probabilities([model], source.image.numpy(), CPU, overlap=0.5)
     assert np.allclose(probabilities.sum(axis=0), 1, atol=1e-5)
     found = probabilities.argmax(axis=0)
     for label in (1, 2):
-        overlap = ((found == label) & (source.classes == label)).sum()
-        assert 2 * overlap / ((found == label).sum() + (source.classes == label).sum()) > 0.7
+        overlap = ((found == label) & (source.classes.numpy() == label)).sum()
+        assert 2 * overlap / ((found == label).sum() + (source.classes.numpy() == label).sum()) > 0.7
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):
+class Killed(BaseException):
+    """Stands for kill -9: nothing of ours may catch it."""
+
+
+def save_after_every_step(monkeypatch):
     monkeypatch.setattr(module, "SMALLEST_SAVE_INTERVAL_S", 0.0)
     monkeypatch.setattr(module, "SAVING_SHARE", 1e9)
-    unbroken, _ = run(tmp_path / "unbroken", {"iterations": 12})
 
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd", "ema": 0.9}])
+def test_a_run_killed_at_twenty_random_steps_ends_with_the_same_bytes(tmp_path, monkeypatch, capsys, settings):
+    save_after_every_step(monkeypatch)
+    settings = {"iterations": 30, **settings}
+    unbroken, _ = run(tmp_path / "unbroken", settings)
+
+    random = np.random.default_rng(3)
+    kills = [*sorted(random.choice(30, size=20, replace=False)), None]
+    kills = [None if kill is None else int(kill) for kill in kills]
+    draw, seen = module.draw_batch, []
+
+    def draw_until_killed(sources, *rest):
+        if len(sources) > 1:  # not a validation
+            if first_step + len(seen) == kills[0]:
+                raise Killed
+            seen.append(1)
+        return draw(sources, *rest)
+
+    save = module.save_checkpoint
+    monkeypatch.setattr(module, "draw_batch", draw_until_killed)
+    monkeypatch.setattr(module, "save_checkpoint", lambda *args: save(*args) if random.random() < 0.7 else None)
+    while True:
+        saved = tmp_path / "killed" / "checkpoint.pt"
+        first_step = torch.load(saved, weights_only=True)["step"] if saved.exists() else 0
+        seen.clear()
+        try:
+            resumed, _ = run(tmp_path / "killed", settings)
+            break
+        except Killed:
+            kills.pop(0)
+    assert kills == [None], "every kill happened"
+    assert "resumed: " in capsys.readouterr().out
+    assert unbroken.keys() == resumed.keys()
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_granted_after_the_step_with_a_code_that_says_run_again(tmp_path, monkeypatch, capsys, number):
+    unbroken, _ = run(tmp_path / "unbroken", {"iterations": 6})
     draw, calls = module.draw_batch, []
 
-    def killed_at_step_seven(*args):
+    def signalled_in_step_three(*args):
         calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
+        if len(calls) == 3:
+            signal.raise_signal(number)
         return draw(*args)
 
     monkeypatch.setattr(module, "NUM_VALIDATIONS", 1)
-    monkeypatch.setattr(module, "draw_batch", killed_at_step_seven)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed", {"iterations": 12})
-    monkeypatch.setattr(module, "draw_batch", draw)
-    resumed, _ = run(tmp_path / "killed", {"iterations": 12})
-    assert "at step 7 after" in capsys.readouterr().out
+    monkeypatch.setattr(module, "draw_batch", signalled_in_step_three)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "stopped", {"iterations": 6})
+    assert stopped.value.code == STOPPED_EXIT_CODE == 75
+    assert "saved at step 3 as asked by a signal" in capsys.readouterr().out
+    assert signal.getsignal(number) is before
+    resumed, _ = run(tmp_path / "stopped", {"iterations": 6})
+    assert "at step 3 after" in capsys.readouterr().out
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
 
 
@@ -116,7 +172,11 @@ def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, capsys):
 def test_a_missing_or_damaged_model_is_named(tmp_path):
     with pytest.raises(TrainingError, match=r"model\.pt: no trained model"):
         load_model(tmp_path / "model.pt", CPU.where)
+    (tmp_path / "model.pt.sha256").write_text(f"{'0' * 64}  model.pt\n")
     (tmp_path / "model.pt").write_bytes(b"not a model")
+    with pytest.raises(TrainingError, match=r"model\.pt: damaged \(not the file that model.pt.sha256 describes\)"):
+        load_model(tmp_path / "model.pt", CPU.where)
+    (tmp_path / "model.pt.sha256").unlink()
     with pytest.raises(TrainingError, match=r"model\.pt: damaged"):
         load_model(tmp_path / "model.pt", CPU.where)
 
@@ -135,10 +195,75 @@ def test_no_case_outside_the_fold_is_refused(tmp_path):
         )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+def test_a_loss_that_is_never_finite_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "loss_of", lambda network, image, *_: network(image)[0].mean() * float("nan"))
-    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
+    with pytest.raises(TrainingError, match=r"loss nan at step 1, 1 steps in a row.*Lower `train.learning_rate`"):
         run(tmp_path, {"iterations": 1})
+
+
+def test_a_scan_with_nan_is_named(tmp_path):
+    broken = blob_source(0)
+    broken.image[...] = torch.nan
+    with pytest.raises(TrainingError, match=r"NaN or infinity in the scans of case_0\. Correct or drop them"):
+        module.train(
+            tiny_plan(),
+            {**SETTINGS, "iterations": 1},
+            CPU,
+            training=[broken],
+            validation=[],
+            seed=(1, 0),
+            folder=tmp_path,
+        )
+
+
+def test_one_bad_step_is_skipped_and_said(tmp_path, monkeypatch, capsys):
+    measure, calls = module.loss_of, []
+
+    def bad_in_step_two(*args):
+        calls.append(1)
+        return measure(*args) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(module, "loss_of", bad_in_step_two)
+    monkeypatch.setattr(module, "NUM_VALIDATIONS", 1)
+    weights, _ = run(tmp_path, {"iterations": 4})
+    assert all(value.isfinite().all() for value in weights.values())
+    assert "alarm: 1 steps skipped" in capsys.readouterr().out
+
+
+def test_averaged_weights_are_those_that_are_saved(tmp_path):
+    plain, _ = run(tmp_path / "plain", {"iterations": 6})
+    averaged, _ = run(tmp_path / "averaged", {"iterations": 6, "ema": 0.9})
+    assert plain.keys() == averaged.keys()
+    assert any(not torch.equal(plain[name], averaged[name]) for name in plain)
+
+
+def test_training_goes_on_from_pretrained_weights_and_refuses_those_of_another_network(tmp_path, capsys):
+    plan = tiny_plan()
+    weights, width = run(tmp_path / "first", {"iterations": 8}, plan)
+    (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
+    save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
+    started, _ = run(
+        tmp_path / "second", {"iterations": 1, "learning_rate": 1e-12, "pretrained": str(tmp_path / "model.pt")}
+    )
+    assert f"pretrained: {len(weights)} of {len(weights)} weights" in capsys.readouterr().out
+    assert all(torch.allclose(weights[name], started[name], atol=1e-6) for name in weights)
+    more_labels = tiny_plan(labels=(0, 1, 2, 3))
+    run(tmp_path / "third", {"iterations": 1, "pretrained": str(tmp_path / "model.pt")}, more_labels)
+    assert f"of {len(weights)} weights from" in capsys.readouterr().out
+    wider = tiny_plan(widths=(Width(6, 0.01),))
+    with pytest.raises(TrainingError, match=r"weights fit\. Use the same"):
+        run(tmp_path / "fourth", {"iterations": 1, "pretrained": str(tmp_path / "model.pt")}, wider)
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path):
+    with (
+        exclusive(tmp_path),
+        pytest.raises(TrainingError, match="another process is training here"),
+        exclusive(tmp_path),
+    ):
+        pass
+    with exclusive(tmp_path):
+        pass
 
 
 def test_progress_is_written_for_the_report(tmp_path):
@@ -165,16 +290,6 @@ def test_training_gives_logits_at_every_resolution_but_the_two_coarsest_and_pred
     assert outputs[0].shape[2:] == tiny_plan(dims).patch_size
     assert len(outputs) == 2
     assert network.eval()(image).shape == (1, 3, *image.shape[2:])
-
-
-def test_a_network_trains_and_is_validated_around_ignored_voxels(tmp_path):
-    source = blob_source(1)
-    classes = source.classes.copy()
-    classes[:, :14] = 3  # the index after those of the labels
-    sources = [dataclasses.replace(source, classes=classes)]
-    run(tmp_path, {"iterations": 2}, tiny_plan(ignore_label=9), sources=sources, validation=sources)
-    last = (tmp_path / "progress.tsv").read_text().splitlines()[-1].split("\t")
-    assert np.isfinite([float(value) for value in last]).all()
 
 
 def test_mirrored_copies_are_all_subsets_of_the_axes():

@@ -3,7 +3,12 @@
 Every file is written whole, and loaded as plain tensors and numbers only, so that a file from elsewhere cannot run code.
 """
 
+import fcntl
+import hashlib
+import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from pipeline.plan import Plan, plan_from_json
 class Model:
     network: torch.nn.Module
     plan: Plan
+    width: int
 
 
 def save_checkpoint(path: Path, key: str, state: dict[str, Any]) -> None:
@@ -42,10 +48,57 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     return state
 
 
+def training_key(plan: Plan, settings: dict[str, Any], seed: tuple[int, int], cases: list[str]) -> str:
+    """Two runs with the same key may continue each other."""
+    return hashlib.sha256(json.dumps([repr(plan), settings, seed, cases], sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Nobody else trains in this folder meanwhile; the lock ends with the process, however that ends.
+
+    Raises:
+        TrainingError: another process, such as one that a killed workflow left behind, is training here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"{folder}: another process is training here. Wait for it or end it.") from error
+        yield
+
+
 def save_model(path: Path, weights: dict[str, torch.Tensor], width: int, plan: Path) -> None:
     """One file that predicts on its own: weights in fp32, the width and the plan they belong to."""
+    checksum_file(path).unlink(missing_ok=True)  # a kill between the two files must not leave a checksum of the old one
     with records.written_whole(path) as partial:
         torch.save({"weights": weights, "width": width, "plan": records.read_json(plan)}, partial)
+    with records.written_whole(checksum_file(path)) as partial:
+        partial.write_text(f"{records.sha256(path)}  {path.name}\n")
+
+
+def checksum_file(path: Path) -> Path:
+    """`model.pt.sha256`, which `sha256sum --check` reads."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def load_pretrained(network: torch.nn.Module, path: Path) -> str:
+    """Fill the network with the weights of an earlier model wherever name and shape agree; says how many did.
+
+    Raises:
+        TrainingError: missing, damaged, or of another network: fewer than half of the weights fit.
+    """
+    weights = read_model(path)["weights"]
+    own = network.state_dict()
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    if 2 * len(fitting) < len(own):
+        raise TrainingError(
+            f"{path}: {len(fitting)} of {len(own)} weights fit. Use the same `network`, `features` and patch as the "
+            "pretrained model, or leave `train.pretrained` out."
+        )
+    network.load_state_dict(fitting, strict=False)
+    return f"pretrained: {len(fitting)} of {len(own)} weights from {path}; the others start at random"
 
 
 def load_model(path: Path, device: torch.device) -> Model:
@@ -53,13 +106,27 @@ def load_model(path: Path, device: torch.device) -> Model:
     Raises:
         TrainingError: missing or damaged.
     """
-    if not path.exists():
-        raise TrainingError(f"{path}: no trained model. Run `snakemake` for this configuration first.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path}: damaged ({error}). Delete it and train again.") from error
+    content = read_model(path)
     plan = plan_from_json(content["plan"])
     network = build_network(plan, content["width"])
     network.load_state_dict(content["weights"])
-    return Model(network.to(device).eval(), plan)
+    return Model(network.to(device).eval(), plan, content["width"])
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        TrainingError: missing, damaged, or not the file whose checksum lies beside it.
+    """
+    if not path.exists():
+        raise TrainingError(f"{path}: no trained model. Run `snakemake` for this configuration first.")
+    checksum = checksum_file(path)
+    if checksum.exists() and checksum.read_text().split()[0] != records.sha256(path):
+        raise TrainingError(
+            f"{path}: damaged (not the file that {checksum.name} describes). Delete it and train again."
+        )
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path}: damaged ({error}). Delete it and train again.") from error
+    return content

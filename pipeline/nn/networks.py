@@ -4,7 +4,6 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import nn
 
-from pipeline.nn.device import channels_last
 from pipeline.plan import Plan
 
 
@@ -22,7 +21,7 @@ class DeeplySupervisedUNet(DynUNet):
 def build_network(plan: Plan, width: int) -> nn.Module:
     """(B, C, …) of `plan.patch_size` or any multiple of its strides to logits (B, L, …)."""
     strides = plan.strides
-    network = DeeplySupervisedUNet(
+    return DeeplySupervisedUNet(
         spatial_dims=plan.dims,
         in_channels=len(plan.channels),
         out_channels=len(plan.labels),
@@ -35,4 +34,3 @@ def build_network(plan: Plan, width: int) -> nn.Module:
         deep_supervision=True,
         deep_supr_num=len(strides) - 2,
     )
-    return network.to(memory_format=channels_last(plan.dims))

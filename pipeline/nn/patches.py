@@ -1,43 +1,59 @@
 """Preprocessed cases to batches of patches; a batch depends on the given random generator and on nothing else.
 
-Reads the arrays of `preprocess`, memory-mapped or held in memory; augments nothing.
+The cohort lies on the device if it fits there, else in memory, else on the disk and is mapped. Augments nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 LARGEST_SHARE_OF_MEMORY = 0.25  # of the free memory, for holding the cohort
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # image (B, C, …), reference (B, 1, …) of class indices
 
 
 @dataclass(frozen=True)
 class PatchSource:
-    """One case: `image` (C, D, H, W), `classes` (D, H, W), `locations` (N, 4) of class and voxel."""
+    """One case: `image` (C, D, H, W), `classes` (D, H, W) of int16, `locations` (N, 4) of class and voxel."""
 
     case: str
-    image: NDArray[np.float32]
-    classes: NDArray[np.uint16]
+    image: torch.Tensor
+    classes: torch.Tensor
     locations: NDArray[np.int32]
+    is_mapped: bool = False
 
 
-def open_sources(folders: Sequence[Path], free_bytes: int) -> list[PatchSource]:
-    """All cases, in memory if they take at most a quarter of what is free, else memory-mapped."""
+def open_sources(
+    folders: Sequence[Path], free_bytes: int, device: torch.device, free_device_bytes: int
+) -> list[PatchSource]:
+    """All cases: on the device or in memory if they take at most a quarter of what is free there, else mapped."""
     size = sum((folder / f"{name}.npy").stat().st_size for folder in folders for name in ("image", "classes"))
-    mode: Literal["r"] | None = None if size < LARGEST_SHARE_OF_MEMORY * free_bytes else "r"
+    fits_device = size < LARGEST_SHARE_OF_MEMORY * free_device_bytes
+    mode: Literal["c"] | None = None if size < LARGEST_SHARE_OF_MEMORY * free_bytes else "c"
     return [
         PatchSource(
             case=folder.name,
-            image=np.load(folder / "image.npy", mmap_mode=mode),
-            classes=np.load(folder / "classes.npy", mmap_mode=mode),
+            image=_tensor(np.load(folder / "image.npy", mmap_mode=mode), device if fits_device else None),
+            classes=_tensor(
+                np.load(folder / "classes.npy", mmap_mode=mode).view(np.int16), device if fits_device else None
+            ),
             locations=np.load(folder / "locations.npy"),
+            is_mapped=mode is not None and not fits_device,
         )
         for folder in folders
     ]
+
+
+def _tensor(array: NDArray, device: torch.device | None) -> torch.Tensor:
+    return torch.from_numpy(array) if device is None else torch.from_numpy(array).to(device)
 
 
 def draw_batch(
@@ -46,7 +62,7 @@ def draw_batch(
     batch_size: int,
     foreground: float,
     random: np.random.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Batch:
     """A batch `image` (B, C, …) and `reference` (B, 1, …) of class indices; slices (H, W) when the patch has two axes.
 
     A share `foreground` of the patches (at least one, if it is not 0) holds a labelled voxel somewhere inside, of a
@@ -59,14 +75,14 @@ def draw_batch(
         start = draw_start(source, patch_size, index < num_foreground, random)
         images.append(cut(source.image, start, patch_size))
         references.append(cut(source.classes[None], start, patch_size))
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(references).astype(np.int16))
+    return torch.stack(images), torch.stack(references)
 
 
 def draw_start(
     source: PatchSource, patch_size: Sequence[int], is_foreground: bool, random: np.random.Generator
 ) -> tuple[int, ...]:
     """First voxel of a patch inside the volume; around a drawn foreground voxel, at a random offset, if asked for."""
-    shape = source.classes.shape
+    shape = tuple(source.classes.shape)
     edges = (1,) * (len(shape) - len(patch_size)) + tuple(patch_size)
     low = np.zeros(len(shape), int)
     high = np.maximum(np.array(shape) - edges, 0)
@@ -79,10 +95,22 @@ def draw_start(
     return tuple(int(start) for start in random.integers(low, high + 1))
 
 
-def cut(array: NDArray, start: Sequence[int], patch_size: Sequence[int]) -> NDArray:
+def cut(volume: torch.Tensor, start: Sequence[int], patch_size: Sequence[int]) -> torch.Tensor:
     """(C, D, H, W) to (C, *patch_size) from `start`; a volume that is too small lies in the middle of zeros."""
     edges = (1,) * (len(start) - len(patch_size)) + tuple(patch_size)
-    part = array[(slice(None), *(slice(first, first + edge) for first, edge in zip(start, edges, strict=True)))]
+    part = volume[(slice(None), *(slice(first, first + edge) for first, edge in zip(start, edges, strict=True)))]
     missing = [edge - size for edge, size in zip(edges, part.shape[1:], strict=True)]
-    padded = np.pad(part, [(0, 0), *((gap // 2, gap - gap // 2) for gap in missing)]) if any(missing) else part
-    return padded.reshape(len(array), *patch_size)
+    margins = [part for gap in reversed(missing) for part in (gap // 2, gap - gap // 2)]
+    padded = functional.pad(part, margins) if any(missing) else part
+    return padded.reshape(len(volume), *patch_size)
+
+
+def batches(draw: Callable[[int], Batch], first_step: int, *, ahead: bool) -> Iterator[Batch]:
+    """`draw(step)` for every step from the first, without end; `ahead`: the next batch is drawn while one is in use."""
+    if not ahead:
+        yield from map(draw, count(first_step))
+    with ThreadPoolExecutor(1, thread_name_prefix="patches") as reader:
+        coming = reader.submit(draw, first_step)
+        for step in count(first_step + 1):
+            batch, coming = coming.result(), reader.submit(draw, step)
+            yield batch

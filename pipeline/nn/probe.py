@@ -7,7 +7,6 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from math import ceil, prod
 
@@ -15,16 +14,13 @@ import psutil
 import torch
 
 from pipeline import errors
-from pipeline.config import fitting_losses
 from pipeline.fit import Measured
 from pipeline.nn.device import Device, pick_device
-from pipeline.nn.losses import make_loss
-from pipeline.nn.networks import build_network
+from pipeline.nn.forms import candidate_forms, seconds_per_step, training_step, usual_form
 from pipeline.plan import Plan, plan_from_json
 
 PROBE_SECONDS = 20.0  # wider networks are left out once this is spent
 MIN_CPU_VOXELS = 100_000  # per step, so that the overhead of a layer does not hide its cost
-TIMED_STEPS = 3
 GIB = 2**30
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
 
@@ -41,56 +37,32 @@ def measure_step(plan: Plan, widths: list[int], device: Device, memory_gib: floa
     gib = (memory_on_gpu if device.where.type == "cuda" else memory_on_cpu)(plan, widths[-1], device)
     if gib is None:
         return None
-    return Measured(gib, device.where.type, time_widths(plan, widths, device) if gib <= memory_gib else {})
+    return Measured(gib, device.where.type, *(time_widths(plan, widths, device) if gib <= memory_gib else ()))
 
 
-def time_widths(plan: Plan, widths: list[int], device: Device) -> dict[int, float]:
-    """Seconds per sample, narrowest first; at least one is measured."""
+def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int, float], dict[int, str]]:
+    """Seconds per sample and the form they were measured in, narrowest first; at least one width is measured.
+
+    The narrowest tries every form, the others the two that were best.
+    """
     begin = time.perf_counter()
+    forms = candidate_forms(device, plan.dims)
+    batch = plan.batch_size if device.where.type == "cuda" else probe_batch(plan)
     measured: dict[int, float] = {}
+    names: dict[int, str] = {}
     for width in widths:
         if measured and time.perf_counter() - begin > PROBE_SECONDS:
             break
-        measured[width] = seconds_per_sample(plan, width, device)
-    return measured
-
-
-def seconds_per_sample(plan: Plan, width: int, device: Device) -> float:
-    """The fastest of three steps after one to warm up, divided by the batch."""
-    batch = plan.batch_size if device.where.type == "cuda" else probe_batch(plan)
-    take_step = training_step(plan, width, device)
-    seconds = []
-    for _ in range(1 + TIMED_STEPS):
-        begin = time.perf_counter()
-        take_step(batch)
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:]) / batch
-
-
-def training_step(plan: Plan, width: int, device: Device) -> Callable[[int], None]:
-    """A function that trains on so many random patches, with all channels and outputs, and waits for the end."""
-    network = build_network(plan, width).to(device.where).train()
-    optimizer = torch.optim.AdamW(network.parameters())
-    usual = fitting_losses(plan.task, bool(plan.regions))[0]  # they differ by about 1 % of a step
-    loss = make_loss({"loss": usual, "class_weights": []}, plan)
-
-    def take_step(batch: int) -> None:
-        image = torch.randn(batch, len(plan.channels), *plan.patch_size, device=device.where)
-        reference = torch.randint(len(plan.labels), (batch, 1, *plan.patch_size), device=device.where)
-        with device.precision():
-            logits = network(image)
-        loss(logits, reference).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        device.wait()
-
-    return take_step
+        seconds = {form: seconds_per_step(form, plan, width, batch, device) / batch for form in forms}
+        forms = sorted(forms, key=lambda form: seconds[form])[:2]
+        measured[width], names[width] = seconds[forms[0]], forms[0].name
+    return measured, names
 
 
 def memory_on_gpu(plan: Plan, width: int, device: Device) -> float | None:
     """GiB that torch has allocated at most in steps of the plan's batch; None if there are fewer."""
     try:
-        take_step = training_step(plan, width, device)
+        take_step = training_step(usual_form(device, plan.dims), plan, width, device)
         for _ in range(2):  # the optimizer's state comes with the first
             take_step(plan.batch_size)
     except torch.OutOfMemoryError:
@@ -101,7 +73,7 @@ def memory_on_gpu(plan: Plan, width: int, device: Device) -> float | None:
 def memory_on_cpu(plan: Plan, width: int, device: Device) -> float:
     """GiB by which this process grows in a step of the plan's batch, of which a small part is run to keep this short."""
     before, small = psutil.Process().memory_info().rss / GIB, probe_batch(plan)
-    take_step = training_step(plan, width, device)
+    take_step = training_step(usual_form(device, plan.dims), plan, width, device)
     take_step(1)
     of_one = peak_gib() - before
     take_step(small)

@@ -9,7 +9,8 @@ from monai.inferers import sliding_window_inference
 
 from pipeline.images import Volume
 from pipeline.nn.checkpoints import Model
-from pipeline.nn.device import Device, channels_last
+from pipeline.nn.device import Device
+from pipeline.nn.forms import planned_form
 
 WINDOW_VOXELS = 500_000  # computed at once
 
@@ -41,11 +42,12 @@ def mirrored_copies(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 @torch.inference_mode()
 def _window_by_window(model: Model, batch: torch.Tensor, device: Device, overlap: float) -> torch.Tensor:
-    plan = model.plan
+    plan, form = model.plan, planned_form(model.plan, model.width, device)
+    network = form.prepare(model.network)
 
     def predictor(windows: torch.Tensor) -> torch.Tensor:
-        with device.precision():
-            logits: torch.Tensor = model.network(windows.to(memory_format=channels_last(plan.dims)))
+        with form.autocast(device.where):
+            logits: torch.Tensor = network(windows.to(memory_format=form.layout))
         return logits.float()
 
     logits = sliding_window_inference(
