@@ -1,0 +1,141 @@
+"""How well training uses one GPU: one script for two machines, the second of which may have no network.
+
+Where the scans are, `python -m tests.bench.gpu --cohort DIR --archive gpu.tar.xz` preprocesses and packs them. Where the
+GPU is, `python -m tests.bench.gpu --archive gpu.tar.xz --seconds 480` plans anew for that device, trains fold 0 and prints
+a table. The second needs torch, numpy, scipy, pandas, tensorboard, psutil, tqdm, typer and MONAI (one small wheel of
+Python), and neither nibabel, SimpleITK nor Snakemake; plus `pipeline/` and `tests/bench/` of this project.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from pipeline import errors, records
+from pipeline.errors import PipelineError
+from pipeline.paths import Results
+
+ROOT = Path(__file__).parents[2]
+FILES = Results("gpu")
+CONFIGURATION = "3d_fullres"
+FOLD, NUM_FOLDS = 0, 5
+GOAL = 0.89  # validation DSC
+START_S = 120  # allowed on top of the training for imports, compilation and the model file
+SETTINGS = "settings.json"
+
+
+def main(
+    archive: str = ".bench/gpu.tar.xz",
+    cohort: str = "",
+    seconds: float = 480,
+    device: str = "cuda",
+    threads: int = os.cpu_count() or 1,
+    memory_gib: float = 8,
+) -> None:
+    """With `cohort`, pack; without, train for `seconds` in all, planning and start included."""
+    if cohort:
+        pack(Path(cohort), Path(archive), threads)
+    else:
+        print(measure(Path(archive), seconds, device, threads, memory_gib))
+
+
+def pack(cohort: Path, archive: Path, threads: int) -> None:
+    """Preprocess all folds here and put what training reads, with its settings, into one file."""
+    from tests.bench.ours import Ours  # needs packages that the machine with the GPU may lack
+
+    config = {"name": FILES.name, "cohort": str(cohort.resolve()), "configurations": [CONFIGURATION]}
+    ours = Ours((archive.parent / "ours").resolve(), {**config, "folds": NUM_FOLDS, "threads": threads})
+    ours.snakemake(*(FILES.preprocessed(CONFIGURATION, fold) for fold in range(NUM_FOLDS)), threads=threads)
+    settings = {key: json.loads(ours.settings(key)) for key in ("train", "configurations")}
+    records.write_json(ours.folder / FILES.root / SETTINGS, settings)
+    parts = [FILES.cases, FILES.cohort, FILES.fingerprint, FILES.root / "plan", FILES.root / SETTINGS]
+    with records.written_whole(archive) as partial, tarfile.open(partial, "w:xz", preset=1) as tar:
+        for part in [*parts, FILES.root / "preprocess" / CONFIGURATION]:
+            tar.add(ours.folder / part, str(part))
+    print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
+
+
+def measure(archive: Path, seconds: float, device: str, threads: int, memory_gib: float) -> str:
+    """A Markdown table of one training."""
+    begin = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="gpu-bench-"))
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    settings = records.read_json(folder / FILES.root / SETTINGS)
+    shared = ("--results", FILES.name, "--configuration", CONFIGURATION, "--device", device, "--threads", threads)
+    wanted = json.dumps(settings["configurations"][CONFIGURATION])
+    stage("plan", *shared, "--settings", wanted, "--memory-gib", memory_gib, folder=folder, limit_s=seconds)
+    left_s = seconds - (time.monotonic() - begin) - START_S
+    if left_s <= 0:
+        raise PipelineError(f"{seconds:g} s given, {seconds - left_s:.0f} s needed before any training. Give more.")
+    train = {key: value for key, value in settings["train"].items() if key not in ("epochs", "iterations")}
+    train["minutes"] = left_s / 60
+    sampler = watch_gpu(folder / "gpu.csv") if device == "cuda" else None
+    try:
+        more = ("--fold", FOLD, "--seed", 0, "--settings", json.dumps(train))
+        log = stage("train", *shared, *more, folder=folder, limit_s=left_s + START_S)
+    finally:
+        if sampler:
+            sampler.terminate()
+            sampler.wait()
+    rows = describe(folder, log)
+    shutil.rmtree(folder)
+    return "\n".join(["| measure | figure |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in rows)])
+
+
+def stage(name: str, *options: object, folder: Path, limit_s: float) -> str:
+    """Run a stage by hand; what it prints goes on to the screen and is returned."""
+    command = [sys.executable, "-m", f"pipeline.{name}", *map(str, options)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=folder, env=environment, timeout=limit_s, **streams)
+    print(done.stdout, flush=True)
+    if done.returncode:
+        raise PipelineError(f"pipeline.{name}: failed with {done.returncode}; see above.")
+    return done.stdout
+
+
+def watch_gpu(path: Path) -> subprocess.Popen:
+    """Utilisation (percent of the time in which a kernel ran) and memory in use (MiB), twice a second, to a file."""
+    query = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-lms", "500")
+    with path.open("w") as handle:
+        return subprocess.Popen(query, stdout=handle)
+
+
+def describe(folder: Path, log: str) -> list[tuple[str, str]]:
+    """Rows of the table, from the files and the log of the training."""
+    progress = records.read_table(folder / FILES.progress(CONFIGURATION, FOLD))
+    steps, batch = int(progress[-1]["step"]), int(re.findall(r"steps of (\d+)", log)[-1])
+    elapsed_s = float(progress[-1]["elapsed_s"])
+    reached = [float(row["elapsed_s"]) for row in progress if float(row["validation_dsc"] or 0) >= GOAL]
+    best, last = max(float(row["validation_dsc"] or 0) for row in progress), float(progress[-1]["validation_dsc"] or 0)
+    lines = [line.removeprefix("device: ") for line in log.splitlines() if line.startswith(("device: ", "budget: "))]
+    rows = [
+        ("device", lines[0] if lines else "?"),
+        ("plan", lines[-1] if lines else "?"),
+        (f"validation DSC {GOAL}", f"after {reached[0] / 60:.2f} min" if reached else f"not reached, best {best:.3f}"),
+        ("validation DSC at the end", f"{last:.3f} after {elapsed_s / 60:.2f} min"),
+        ("samples per second", f"{steps * batch / elapsed_s:.1f} ({steps} steps of {batch}, validation included)"),
+    ]
+    if (path := folder / "gpu.csv").exists():
+        samples = [tuple(map(float, line.split(","))) for line in path.read_text().splitlines() if line.count(",") == 1]
+        busy = samples[len(samples) // 5 :]  # the first fifth holds imports and compilation
+        rows.append(("GPU utilisation", f"{mean(percent for percent, _ in busy):.0f} % after the first fifth"))
+        rows.append(("GPU memory", f"{max(memory for _, memory in samples) / 1024:.1f} GiB at most"))
+    if (path := folder / FILES.training(CONFIGURATION, FOLD) / "training.json").exists():
+        parts = records.read_json(path)["seconds"]
+        total = sum(parts.values())
+        rows += [(f"share of {name}", f"{seconds / total:.1%}") for name, seconds in parts.items()]
+    return rows
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,123 @@
+"""Runs inside the peer's environment: nnU-Net's trainer, dataloaders and predictor, one JSON object on the last line.
+
+`speed` times its steps, `train` trains it for a time, `predict` segments the held-out cases. Knows nothing of ours.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from nnunetv2 import paths
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+POLYNOMIAL = 0.9  # nnU-Net's decay of the learning rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", choices=["speed", "train", "predict"])
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--configuration", required=True)
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch-size", type=int, default=0, help="0: as planned")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--masks", type=Path)
+    wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+    trainer = build_trainer(wanted)
+    if wanted.job == "speed":
+        found = speed(trainer, wanted.steps, wanted.warm_up)
+    elif wanted.job == "train":
+        found = train(trainer, 60 * wanted.minutes)
+    else:
+        found = predict(trainer, wanted.dataset, wanted.masks)
+    used = {"batch_size": trainer.batch_size, "patch_size": trainer.configuration_manager.patch_size}
+    print("\n" + json.dumps({**found, **used}))
+
+
+def build_trainer(wanted: argparse.Namespace) -> nnUNetTrainer:
+    folder = Path(paths.nnUNet_preprocessed) / wanted.dataset
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    if wanted.batch_size:
+        plans["configurations"][wanted.configuration]["batch_size"] = wanted.batch_size
+    return nnUNetTrainer(
+        plans={**plans, "continue_training": False},  # as its own command hands it over
+        configuration=wanted.configuration,
+        fold=wanted.fold,
+        dataset_json=json.loads((folder / "dataset.json").read_text()),
+        device=torch.device(wanted.device),
+    )
+
+
+def speed(trainer: nnUNetTrainer, steps: int, warm_up: int) -> dict[str, object]:
+    """Seconds of each step, from asking for a batch to new weights; and the part of it spent waiting for the batch."""
+    trainer.disable_checkpointing = True
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    seconds, waits = [], []
+    for _ in range(warm_up + steps):
+        begin = time.perf_counter()
+        batch = next(trainer.dataloader_train)
+        waits.append(time.perf_counter() - begin)
+        trainer.train_step(batch)  # ends with the loss on the CPU, so the clock needs no synchronisation
+        seconds.append(time.perf_counter() - begin)
+    trainer.on_train_end()
+    return {"seconds": seconds[warm_up:], "waits": waits[warm_up:]}
+
+
+def train(trainer: nnUNetTrainer, budget_s: float) -> dict[str, object]:
+    """Its steps, with its decay of the learning rate laid over the time rather than over epochs, and nothing else.
+
+    Epochs of 250 steps would leave the rate at its peak for all of a short budget. Its validation after each epoch
+    changes no weights that it predicts with, so it is left out.
+    """
+    trainer.on_train_start()
+    trainer.network.train()
+    steps, begin = 0, time.perf_counter()
+    while (elapsed_s := time.perf_counter() - begin) < budget_s:
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = trainer.initial_lr * (1 - elapsed_s / budget_s) ** POLYNOMIAL
+        loss = trainer.train_step(next(trainer.dataloader_train))["loss"]
+        steps += 1
+        if steps % 20 == 0:
+            print(f"step {steps}, {elapsed_s:.0f} s, loss {float(loss):.3f}", flush=True)
+    trainer.on_train_end()  # saves checkpoint_final.pth
+    return {"steps": steps, "seconds": elapsed_s}
+
+
+def predict(trainer: nnUNetTrainer, dataset: str, masks: Path) -> dict[str, object]:
+    """The fold's cases with its defaults: half-overlapping windows, Gaussian weights, averaged over mirrored copies."""
+    trainer.initialize()
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    trainer.set_deep_supervision_enabled(False)
+    predictor = nnUNetPredictor(device=trainer.device, perform_everything_on_device=trainer.device.type == "cuda")
+    predictor.manual_initialization(
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [trainer.network.state_dict()],
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+    )
+    cases = sorted(trainer.do_split()[1])
+    images = Path(paths.nnUNet_raw) / dataset / "imagesTr"
+    masks.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    predictor.predict_from_files_sequential(
+        [[str(path) for path in sorted(images.glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz"))] for case in cases],
+        [str(masks / case) for case in cases],
+    )
+    return {"cases": len(cases), "seconds": time.perf_counter() - begin}
+
+
+if __name__ == "__main__":
+    main()
