@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pipeline import errors, records
-from pipeline.budget import fit_budget
+from pipeline.budget import Budget, fit_budget
 from pipeline.errors import TrainingError
 from pipeline.nn.alarms import Alarms, Validation
 from pipeline.nn.augment import augment
@@ -148,7 +148,7 @@ def train(
 
     def draw(step: int) -> Batch:
         random = np.random.default_rng((*seed, step, workers.rank))
-        return draw_batch(training, plan.patch_size, share, settings["foreground"], random)
+        return draw_batch(training, budget.patch_size, share, settings["foreground"], random)
 
     def save() -> None:
         save_checkpoint(
@@ -204,7 +204,7 @@ def train(
                 losses.clear()
                 alarms.check_gradients(step, train_loss, training)
                 if workers.is_first:
-                    seen = validate(final, validation, plan, budget.batch_size, form, device, seed, measure)
+                    seen = validate(final, validation, plan, budget, form, device, seed, measure)
                     alarms.check_validation(step, seen)
                     row = (step, round(elapsed_s, 2), rate, train_loss, seen.loss, seen.dsc)
                     rows.append(dict(zip(PROGRESS, row, strict=True)))
@@ -275,7 +275,7 @@ def validate(
     network: nn.Module,
     sources: list[PatchSource],
     plan: Plan,
-    batch_size: int,
+    budget: Budget,
     form: Form,
     device: Device,
     seed: tuple[int, int],
@@ -285,8 +285,8 @@ def validate(
     losses, overlap, predicted, wanted = [], *np.zeros((3, plan.num_outputs))
     network.eval()
     random = np.random.default_rng(seed)
-    for _ in range(max(1, VALIDATION_PATCHES // batch_size) if sources else 0):
-        image, reference = draw_batch(sources, plan.patch_size, batch_size, 1.0, random)
+    for _ in range(max(1, VALIDATION_PATCHES // budget.batch_size) if sources else 0):
+        image, reference = draw_batch(sources, budget.patch_size, budget.batch_size, 1.0, random)
         image, reference = image.to(device.where, memory_format=form.layout), reference.to(device.where)
         with form.autocast(image.device):
             logits = network(image)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from dataclasses import asdict, replace
@@ -93,7 +94,17 @@ def test_a_short_budget_gets_a_narrow_network_and_a_long_one_a_wide_one():
     assert [budget.width for budget in (short, middle, long)] == [8, 16, 32]
     assert short.batch_size == 2
     assert long.batch_size == 8
-    assert "60 minutes hold about 8000 patches at width 32" in long.reason
+    assert "60 minutes hold about 8000 patches of 16 x 24 x 16 at width 32" in long.reason
+
+
+def test_a_budget_of_a_few_steps_shrinks_the_patch_so_that_it_holds_more():
+    plan = make_plan(widths=(Width(8, 2.0),), patch_size=(32, 96, 64), strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)))
+    short, tiny, long = (fit_budget(plan, {"minutes": minutes}) for minutes in (10, 0.01, 60))
+    assert short.patch_size == (32, 48, 64), "600 patches wanted, 300 held: the edge of most voxels is halved"
+    assert tiny.patch_size == (4, 12, 8), "at least two voxels per axis are left at the coarsest resolution"
+    assert long.patch_size == plan.patch_size
+    assert "patches of 32 x 48 x 64" in short.reason
+    assert fit_budget(dataclasses.replace(plan, network="unetr"), {"minutes": 0.1}).patch_size == plan.patch_size
 
 
 def test_epochs_and_iterations_take_the_widest_network_and_the_planned_batch():

@@ -21,6 +21,7 @@ from pipeline.nn.networks import build_network
 from pipeline.plan import Plan, Width
 
 TIMED_STEPS = 3
+LONG_ENOUGH_S = 5.0
 COMPILE_SHARE = 0.05  # of the budget, at most, for trying the compiler
 COMPILE_S = {"cpu": 120.0, "cuda": 60.0}  # about what compiling a U-Net takes
 COMPILED = " compiled"
@@ -113,14 +114,14 @@ def expected_seconds(plan: Plan, budget: Budget) -> float:
 
 
 def seconds_per_step(form: Form, plan: Plan, width: int, batch_size: int, device: Device) -> float:
-    """The fastest of three steps, after one that warms up or compiles."""
+    """The fastest of four steps, of which the first warms up or compiles; of fewer where a single one takes long."""
     take_step = training_step(form, plan, width, device)
-    seconds = []
-    for _ in range(1 + TIMED_STEPS):
+    seconds: list[float] = []
+    while len(seconds) <= TIMED_STEPS and sum(seconds) < LONG_ENOUGH_S:
         begin = time.perf_counter()
         take_step(batch_size)
         seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:])
+    return min(seconds)
 
 
 def training_step(form: Form, plan: Plan, width: int, device: Device) -> Callable[[int], None]:

@@ -16,10 +16,10 @@ import torch
 from pipeline import errors
 from pipeline.fit import Measured
 from pipeline.nn.device import Device, pick_device
-from pipeline.nn.forms import candidate_forms, seconds_per_step, training_step, usual_form
+from pipeline.nn.forms import Form, candidate_forms, seconds_per_step, training_step, usual_form
 from pipeline.plan import Plan, plan_from_json
 
-PROBE_SECONDS = 20.0  # wider networks are left out once this is spent
+PROBE_SECONDS = 20.0  # further forms and wider networks are left out once this is spent
 MIN_CPU_VOXELS = 100_000  # per step, so that the overhead of a layer does not hide its cost
 GIB = 2**30
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
@@ -53,8 +53,11 @@ def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int
     for width in widths:
         if measured and time.perf_counter() - begin > PROBE_SECONDS:
             break
-        seconds = {form: seconds_per_step(form, plan, width, batch, device) / batch for form in forms}
-        forms = sorted(forms, key=lambda form: seconds[form])[:2]
+        seconds: dict[Form, float] = {}
+        for form in forms:
+            if not seconds or time.perf_counter() - begin < PROBE_SECONDS:
+                seconds[form] = seconds_per_step(form, plan, width, batch, device) / batch
+        forms = sorted(seconds, key=lambda form: seconds[form])[:2]
         measured[width], names[width] = seconds[forms[0]], forms[0].name
     return measured, names
 

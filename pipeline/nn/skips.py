@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pipeline import records
-from pipeline.nn.device import Device, channels_last
+from pipeline.nn.device import Device
+from pipeline.nn.forms import usual_form
 from pipeline.plan import Plan
 
 CONSTANT = 1e-3  # a channel that varies by less, as a share of the skip's largest value, says nothing: it is dead
@@ -93,8 +94,9 @@ def watched(network: torch.nn.Module, image: torch.Tensor, plan: Plan, device: D
     was_training = network.training
     network.eval()
     try:
-        image = image.to(device.where, memory_format=channels_last(plan.dims))
-        with device.precision(), SkipWatch(plan.dims, visit):
+        form = usual_form(device, plan.dims)
+        image = image.to(device.where, memory_format=form.layout)
+        with form.autocast(device.where), SkipWatch(plan.dims, visit):
             output: torch.Tensor = network(image)
     finally:
         network.train(was_training)
