@@ -42,6 +42,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _complete_budget(full["train"])
     _check_ignore_label(full)
     _complete_loss(full)
+    _check_mirrors(full["train"]["mirror"])
     _check_folds(full)
     return full
 
@@ -144,6 +145,18 @@ def _check_ignore_label(config: dict[str, Any]) -> None:
         )
     if ignored is not None and config["task"] == "regression":
         raise ConfigError(f"config: ignore_label is {ignored}, yet a regression has no labels. Remove it.")
+
+
+def _check_mirrors(mirrors: list[str | dict[str, Any]]) -> None:
+    axes = [mirror if isinstance(mirror, str) else mirror["axis"] for mirror in mirrors]
+    if repeated := sorted({axis for axis in axes if axes.count(axis) > 1}):
+        raise ConfigError(f"config: train.mirror names {repeated[0]} twice. Give all pairs of an axis in one `swap`.")
+    for axis, mirror in zip(axes, mirrors, strict=True):
+        labels = [label for pair in mirror.get("swap", []) for label in pair] if isinstance(mirror, dict) else []
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ConfigError(
+                f"config: train.mirror swaps label {twice[0]} twice along {axis}: each has one counterpart."
+            )
 
 
 def _check_folds(config: dict[str, Any]) -> None:

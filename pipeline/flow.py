@@ -36,7 +36,8 @@ class Run:
     @property
     def predict_settings(self) -> str:
         """A mirrored copy is only worth predicting along axes that were mirrored in training."""
-        return to_json({**self.config["predict"], "mirror_axes": self.config["train"]["mirror"]})
+        train = self.config["train"]
+        return to_json({**self.config["predict"], "train_mirror": train["mirror"] if train["augment"] else []})
 
     @property
     def launch_training(self) -> str:

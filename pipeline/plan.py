@@ -176,12 +176,6 @@ def is_edited(path: Path) -> bool:
     return content.get(DIGEST) != digest(content)
 
 
-def mirror_axes(plan: Plan, names: list[str]) -> list[int]:
-    """Patient axes such as `x` to the spatial axes of a patch; a 2D patch lacks the first of the plan's."""
-    axes = plan.axes[-plan.dims :]
-    return [axes.index(name) for name in names if name in axes]
-
-
 def main(
     results: str, configuration: str, settings: str, memory_gib: float = 8, device: str = "auto", threads: int = 1
 ) -> None:

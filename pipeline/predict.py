@@ -14,11 +14,11 @@ from tqdm import tqdm
 from pipeline import errors, records
 from pipeline.errors import ImageError
 from pipeline.images import Volume, write_mask
+from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.device import Device, pick_device
 from pipeline.nn.sliding import predict_probabilities
 from pipeline.paths import Results
-from pipeline.plan import mirror_axes
 from pipeline.preprocess import Placement, load_image, load_placement, restore
 from pipeline.probabilities import label_map, save_probabilities
 
@@ -60,8 +60,8 @@ def predict_case(
     Raises:
         ImageError: not finite; the most likely class of NaN would be a plausible background.
     """
-    axes = mirror_axes(models[0].plan, settings["mirror_axes"]) if settings["mirror"] else []
-    probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirror=axes)
+    mirrors = find_mirrors(models[0].plan, settings["train_mirror"]) if settings["mirror"] else ()
+    probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirrors=mirrors)
     if not np.isfinite(probabilities).all():
         raise ImageError(f"{case}: the network's output is not finite, so no mask is written. Check scan and weights.")
     return restore(probabilities, placement)

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from pipeline import errors, records
 from pipeline.budget import Budget, fit_budget
 from pipeline.errors import TrainingError
+from pipeline.mirrors import find_mirrors
 from pipeline.nn.alarms import Alarms, Validation
-from pipeline.nn.augment import augment
+from pipeline.nn.augment import augment, read_options
 from pipeline.nn.checkpoints import (
     exclusive,
     load_checkpoint,
@@ -42,7 +43,7 @@ from pipeline.nn.stepper import Stepper
 from pipeline.nn.stop import StopRequest
 from pipeline.nn.workers import ALONE, Workers, join_workers, leave_workers
 from pipeline.paths import Results
-from pipeline.plan import Plan, mirror_axes, read_plan
+from pipeline.plan import Plan, read_plan
 
 PROGRESS = ("step", "elapsed_s", "learning_rate", "train_loss", "validation_loss", "validation_dsc")
 NUM_VALIDATIONS = 20
@@ -125,6 +126,7 @@ def train(
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"])) if settings["ema"] else None
     final = averaged.module if averaged else network
     measure = make_loss(settings, plan)
+    options, mirrors = read_options(settings), find_mirrors(plan, settings["mirror"])
     form, reason = (named_form(saved["form"]), "as before") if saved else choose_form(plan, budget, settings, device)
     log(f"form: {form.name} ({reason})")
     stepper = Stepper(
@@ -185,10 +187,10 @@ def train(
                 group["lr"] = rate
 
             torch.manual_seed(step_seed(*seed, step=step, rank=workers.rank))
-            image = image.to(device.where, non_blocking=True, memory_format=form.layout)
+            image = image.to(device.where, non_blocking=True)
             reference = reference.to(device.where, non_blocking=True)
             if settings["augment"]:
-                image, reference = augment(image, reference, mirror_axes(plan, settings["mirror"]))
+                image, reference = augment(image, reference, options, mirrors)
             loss, is_finite = stepper.step((image, reference))
             if averaged:
                 averaged.update_parameters(network)
@@ -266,7 +268,7 @@ def loss_of(
 ) -> torch.Tensor:
     network.train()
     with form.autocast(image.device):
-        logits = network(image)
+        logits = network(image.to(memory_format=form.layout))
     return measure(logits, reference)
 
 

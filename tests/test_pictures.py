@@ -8,6 +8,8 @@ import torch
 from matplotlib.image import imread
 
 from pipeline import figures
+from pipeline.mirrors import find_mirrors
+from pipeline.nn.augment import Options
 from pipeline.nn.device import Device
 from pipeline.nn.networks import build_network
 from pipeline.nn.outputs import masks_of
@@ -16,6 +18,7 @@ from pipeline.nn.pictures import augmented_sheet, log_pictures, outlined, result
 from pipeline.preprocess import foreground_locations
 from tests.test_preprocess import make_plan
 
+OPTIONS = Options(elastic=True, artefacts=())
 CPU = Device(torch.device("cpu"), None)
 FLAT = dict(dims=2, patch_size=(24, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3)
 RED, BLUE = ([round(255 * part) for part in figures.to_rgb(colour)] for colour in figures.PALETTE[:2])
@@ -48,7 +51,7 @@ def test_pictures_leave_mode_and_random_state_as_they_were(plan):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     events = Events()
     log_pictures(events, 3, network, image, reference, plan, CPU)
-    augmented_sheet([source()], plan, [], (1, 0))
+    augmented_sheet([source()], plan, OPTIONS, (), (1, 0))
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()
     assert all(module.training for module in network.modules())
@@ -110,10 +113,12 @@ def test_tiles_of_any_size_are_arranged_without_overlap():
 @pytest.mark.parametrize("changes", [{}, FLAT], ids=["3d", "2d"])
 def test_augmented_patches_are_drawn_below_the_originals(changes, channels):
     plan = make_plan(**changes, channels=("MRI",) * channels)
-    png = augmented_sheet([source(channels)], plan, ["x"], (1, 0))
+    png = augmented_sheet([source(channels)], plan, OPTIONS, find_mirrors(plan, ["x"]), (1, 0))
     pixels = imread(io.BytesIO(png), format="png")
     rows, columns = plan.patch_size[-2:]
     assert pixels.shape[0] / pixels.shape[1] == pytest.approx(2 * channels * rows / (6 * columns), rel=0.1)
     halves = np.array_split(pixels[: len(pixels) // channels], 2)
     assert not np.array_equal(*halves), "some patch has changed"
-    assert augmented_sheet([source(channels)], plan, ["x"], (1, 0)) == png, "the same seed, the same picture"
+    assert augmented_sheet([source(channels)], plan, OPTIONS, find_mirrors(plan, ["x"]), (1, 0)) == png, (
+        "the same seed, the same picture"
+    )

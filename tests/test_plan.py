@@ -8,7 +8,7 @@ import pytest
 from pipeline.budget import fit_budget
 from pipeline.config import complete
 from pipeline.errors import PlanError
-from pipeline.plan import Width, mirror_axes, plan_configuration, plan_from_json
+from pipeline.plan import Width, plan_configuration, plan_from_json
 from pipeline.records import Cohort
 from tests.test_preprocess import make_plan
 
@@ -113,8 +113,3 @@ def test_epochs_and_iterations_take_the_widest_network_and_the_planned_batch():
     by_steps = fit_budget(plan, {"iterations": 30})
     assert (by_steps.width, by_steps.batch_size, by_steps.steps) == (32, 9, 30)
     assert by_steps.progress(15, elapsed_s=1e9) == 0.5
-
-
-def test_mirrored_patient_axes_are_found_along_the_plans_axes():
-    assert mirror_axes(make_plan(axes="zyx"), ["x", "z"]) == [2, 0]
-    assert mirror_axes(make_plan(axes="zyx", dims=2), ["x", "z"]) == [1], "a slice across z has no z"

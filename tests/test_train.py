@@ -15,7 +15,7 @@ from pipeline.nn.checkpoints import exclusive, load_checkpoint, load_model, save
 from pipeline.nn.device import Device
 from pipeline.nn.networks import build_network
 from pipeline.nn.patches import PatchSource
-from pipeline.nn.sliding import mirrored_copies, predict_probabilities
+from pipeline.nn.sliding import predict_probabilities
 from pipeline.nn.stop import STOPPED_EXIT_CODE
 from pipeline.plan import Width
 from pipeline.preprocess import foreground_locations
@@ -54,14 +54,13 @@ def blob_source(seed):
     )
 
 
-def run(folder, settings, plan=None, fold=0):
-    sources = [blob_source(seed) for seed in range(3)]
+def run(folder, settings, plan=None, fold=0, sources=None, validation=None):
     return module.train(
         plan or tiny_plan(),
         {**SETTINGS, **settings},
         CPU,
-        training=sources,
-        validation=[blob_source(9)],
+        training=sources or [blob_source(seed) for seed in range(3)],
+        validation=validation or [blob_source(9)],
         seed=(1, fold),
         folder=folder,
     )
@@ -292,6 +291,11 @@ def test_training_gives_logits_at_every_resolution_but_the_two_coarsest_and_pred
     assert network.eval()(image).shape == (1, 3, *image.shape[2:])
 
 
-def test_mirrored_copies_are_all_subsets_of_the_axes():
-    assert mirrored_copies([]) == [()]
-    assert mirrored_copies([0, 2]) == [(), (0,), (2,), (0, 2)]
+def test_a_network_trains_and_is_validated_around_ignored_voxels(tmp_path):
+    source = blob_source(1)
+    classes = source.classes.clone()
+    classes[:, :14] = 3  # the index after those of the labels
+    sources = [dataclasses.replace(source, classes=classes)]
+    run(tmp_path, {"iterations": 2}, tiny_plan(ignore_label=9), sources=sources, validation=sources)
+    last = (tmp_path / "progress.tsv").read_text().splitlines()[-1].split("\t")
+    assert np.isfinite([float(value) for value in last]).all()

@@ -12,12 +12,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline import figures
 from pipeline.figures import Picture
-from pipeline.nn.augment import augment
+from pipeline.mirrors import Mirror
+from pipeline.nn.augment import Options, augment
 from pipeline.nn.device import Device
 from pipeline.nn.outputs import found_masks, masks_of
 from pipeline.nn.patches import PatchSource, draw_batch
 from pipeline.nn.skips import Joint, finest_first, watched
-from pipeline.plan import Plan, mirror_axes
+from pipeline.plan import Plan
 
 PICTURED_VALIDATIONS = (1, 5, 10, 20)
 PICTURED_CHANNELS = 6  # of each skip connection
@@ -67,11 +68,13 @@ def outlined(masks: torch.Tensor, plan: Plan) -> NDArray[np.bool_]:
     return masks[:, first:].numpy()
 
 
-def augmented_sheet(sources: Sequence[PatchSource], plan: Plan, mirror: list[str], seed: Sequence[int]) -> bytes:
+def augmented_sheet(
+    sources: Sequence[PatchSource], plan: Plan, options: Options, mirrors: Sequence[Mirror], seed: Sequence[int]
+) -> bytes:
     """PNG of some training patches with the outlines of their labels: as they are, and below as the network sees them."""
     image, reference = draw_batch(sources, plan.patch_size, PICTURED_PATCHES, 1.0, np.random.default_rng(seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed[0])
-        changed, moved = augment(image, reference, mirror_axes(plan, mirror))
+        changed, moved = augment(image, reference, options, mirrors)
     masks = [outlined(masks_of(middle(part), plan), plan) for part in (reference, moved)]
     return figures.before_and_after(middle(image).numpy(), middle(changed).numpy(), *masks)

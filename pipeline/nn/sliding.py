@@ -8,6 +8,7 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from pipeline.images import Volume
+from pipeline.mirrors import Mirror
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.device import Device
 from pipeline.nn.forms import planned_form
@@ -16,9 +17,9 @@ WINDOW_VOXELS = 500_000  # computed at once
 
 
 def predict_probabilities(
-    models: Sequence[Model], image: Volume, device: Device, *, overlap: float, mirror: Sequence[int] = ()
+    models: Sequence[Model], image: Volume, device: Device, *, overlap: float, mirrors: Sequence[Mirror] = ()
 ) -> Volume:
-    """(C, D, H, W) to (L, D, H, W): the mean over models and over the mirrored copies along the spatial axes `mirror`.
+    """(C, D, H, W) to (L, D, H, W): the mean over models and over the mirrored copies, in which swapped maps change back.
 
     2D models see the volume slice by slice. Windows are weighted by a Gaussian around their centre.
     """
@@ -26,18 +27,27 @@ def predict_probabilities(
     batch = torch.from_numpy(np.ascontiguousarray(image))
     batch = batch.movedim(1, 0) if plan.dims == 2 else batch[None]
     total = torch.zeros(len(plan.labels), *image.shape[1:])
-    copies = [tuple(axis + 2 for axis in axes) for axes in mirrored_copies(mirror)]
+    copies = mirrored_copies(mirrors)
     for model in models:
-        for axes in copies:
-            logits = _window_by_window(model, batch.flip(axes), device, overlap).flip(axes)
+        for copy in copies:
+            axes = [mirror.axis + 2 for mirror in copy]
+            logits = swap_back(_window_by_window(model, batch.flip(axes), device, overlap).flip(axes), copy)
             probabilities = torch.softmax(logits.float(), dim=1)
             total += probabilities.movedim(0, 1) if plan.dims == 2 else probabilities[0]
     return (total / (len(models) * len(copies))).numpy()
 
 
-def mirrored_copies(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every subset of the axes, the empty one first."""
-    return list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
+def mirrored_copies(mirrors: Sequence[Mirror]) -> list[tuple[Mirror, ...]]:
+    """Every subset of the mirrors, the empty one first."""
+    return list(chain.from_iterable(combinations(mirrors, count) for count in range(len(mirrors) + 1)))
+
+
+def swap_back(logits: torch.Tensor, mirrors: Sequence[Mirror]) -> torch.Tensor:
+    """(B, L, …) of a copy that went through the mirrors, in their order, with each map where it belongs."""
+    order = list(range(logits.shape[1]))
+    for first, second in (pair for mirror in reversed(mirrors) for pair in mirror.output_swaps):
+        order[first], order[second] = order[second], order[first]
+    return logits[:, order] if order != sorted(order) else logits
 
 
 @torch.inference_mode()
