@@ -47,7 +47,7 @@ rule discover:
         "envs/environment.yaml"
     params:
         results=run.name,
-        settings=run.settings("labels", "channels", "ignore_label", "folds", "seed"),
+        settings=run.cohort_settings,
         cohort=run.config["cohort"],
     shell:
         "python -m pipeline.discover --results {params.results:q} --cohort {params.cohort:q}"

@@ -12,6 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.regions import painted_values
 
 SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
 LOW_RESOLUTION = "3d_lowres"  # planned by a rule of its own, and left out where full resolution suffices
@@ -40,6 +41,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _fill_defaults(full, SCHEMA)
     _complete_configurations(full["configurations"])
     _complete_budget(full["train"])
+    _check_regions(full["regions"])
     _check_ignore_label(full)
     _complete_loss(full)
     _check_mirrors(full["train"]["mirror"])
@@ -52,7 +54,7 @@ def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:
     full = {key: value for key, value in config.items() if value is not None}
     if isinstance(full.get("configurations"), list):
         full["configurations"] = {str(name): {} for name in full["configurations"]}
-    for section in ("configurations", "labels", "channels", "normalisation"):
+    for section in ("configurations", "labels", "channels", "normalisation", "regions"):
         if isinstance(full.get(section), Mapping):
             full[section] = {str(key): {} if value is None else value for key, value in full[section].items()}
     for section in ("train", "predict", "evaluate", "report"):
@@ -134,6 +136,15 @@ def _complete_loss(config: dict[str, Any]) -> None:
         raise ConfigError(f"config: train.class_weights is {weights}, yet {loss} takes none. Remove it.")
     if weights and not any(weights if has_regions else weights[1:]):
         raise ConfigError(f"config: train.class_weights is {weights}: one above 0 expected, besides the background's.")
+
+
+def _check_regions(regions: Mapping[str, list[int]]) -> None:
+    for name, value in zip(regions, painted_values(list(regions.values())), strict=True):
+        if not value:
+            raise ConfigError(
+                f"config: regions.{name} is {regions[name]}: one value that no later region has expected, to stand for it "
+                "in a mask. Put larger regions first."
+            )
 
 
 def _check_ignore_label(config: dict[str, Any]) -> None:

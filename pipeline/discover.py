@@ -23,7 +23,8 @@ CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def main(results: str, cohort: str, settings: str) -> None:
-    """`settings`: `{"folds": 5, "seed": 12345, "labels": {"1": "liver"}, "channels": {"0": "CT"}, "ignore_label": 9}`."""
+    """`settings`: `{"folds": 5, "seed": 12345, "labels": {"1": "liver"}, "channels": {"0": "CT"}, "ignore_label": 9,
+    "regions": [["whole", [1, 2]], ["core", [2]]]}`."""
     files = Results(results)
     wanted = json.loads(settings)
     folder = Path(cohort)
@@ -33,6 +34,7 @@ def main(results: str, cohort: str, settings: str) -> None:
     found, cases = read_msd(
         folder, labels=wanted["labels"], channels=wanted["channels"], ignore_label=wanted["ignore_label"]
     )
+    found = with_regions(found, dict(wanted["regions"]))
     subjects = [case.subject for case in cases]
     folds = assign_folds(subjects, wanted["folds"], wanted["seed"])
     cases = [replace(case, fold=fold) for case, fold in zip(cases, folds, strict=True)]
@@ -45,6 +47,20 @@ def main(results: str, cohort: str, settings: str) -> None:
 
 def _listed(names: Mapping[int, str]) -> str:
     return ", ".join(f"{number} {name}" for number, name in names.items())
+
+
+def with_regions(cohort: Cohort, regions: dict[str, list[int]]) -> Cohort:
+    """
+    Raises:
+        CohortError: a region of a value that is no label.
+    """
+    for name, values in regions.items():
+        if unknown := sorted(set(values) - set(cohort.foreground)):
+            raise CohortError(
+                f"regions.{name}: {unknown} found, labels of the cohort ({_listed(cohort.foreground)}) expected. "
+                "Correct `regions` or declare the label under `labels`."
+            )
+    return replace(cohort, regions=regions)
 
 
 def read_msd(

@@ -19,7 +19,7 @@ from pipeline.metrics import dsc
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
 from pipeline.probabilities import label_map, load_probabilities
-from pipeline.records import BACKGROUND, Case
+from pipeline.records import BACKGROUND, Case, Cohort
 
 Combination = tuple[str, ...]  # names of configurations whose probabilities are averaged
 
@@ -35,9 +35,9 @@ def main(results: str, configurations: str, folds: str, threads: int = 1) -> Non
     for name in names:
         for fold in numbers:
             records.verify_file_list(files.predicted(name, fold))
-    plan = read_plan(files.plan(names[0]))
+    plan, cohort = read_plan(files.plan(names[0])), records.read_cohort(files.cohort)
     offered = all_combinations(names)
-    score = partial(score_case, files=files, offered=offered, plan=plan)
+    score = partial(score_case, files=files, offered=offered, plan=plan, cohort=cohort)
     scores = process_map(score, cases, max_workers=threads, desc="ensemble scores", mininterval=5)
     chosen = choose(scores, [case.fold for case in cases], offered, numbers)
     write = partial(write_combined, files=files, plan=plan)
@@ -82,21 +82,30 @@ def combine(files: Results, case: str, combination: Combination, plan: Plan) -> 
 
 
 def score_case(
-    case: Case, *, files: Results, offered: Sequence[Combination], plan: Plan
+    case: Case, *, files: Results, offered: Sequence[Combination], plan: Plan, cohort: Cohort
 ) -> dict[Combination, float | None]:
-    """Mean DSC over the foreground labels for each combination; None where neither mask has any."""
+    """Mean DSC over the foreground labels or regions for each combination; None where neither mask has any."""
     if len(offered) == 1 or case.label is None:
         return dict.fromkeys(offered, None)
     reference = read_labels_ras(case.label)[0]
-    is_ignored = reference == plan.ignore_label  # nowhere if there is none
+    is_ignored = reference == cohort.ignore_label  # nowhere if there is none
     reference[is_ignored] = BACKGROUND
     scores: dict[Combination, float | None] = {}
     for combination in offered:
         prediction = combine(files, case.case, combination, plan)
         prediction[is_ignored] = BACKGROUND
-        found = [score for score in dsc(reference, prediction, labels=plan.labels[1:]) if score is not None]
+        found = [score for score in _dsc(reference, prediction, cohort) if score is not None]
         scores[combination] = float(np.mean(found)) if found else None
     return scores
+
+
+def _dsc(reference: Segmentation, prediction: Segmentation, cohort: Cohort) -> list[float | None]:
+    if not cohort.regions:
+        return dsc(reference, prediction, labels=list(cohort.foreground))
+    return [
+        dsc(np.isin(reference, values), np.isin(prediction, values), labels=[1])[0]
+        for values in cohort.regions.values()
+    ]
 
 
 def mean_scores(

@@ -36,12 +36,12 @@ Weights = NDArray[np.float64]  # (…, N): how often each case counts
 
 @dataclass(frozen=True)
 class Score:
-    """One row of `metrics.tsv`: how one label of one case came out in one configuration."""
+    """One row of `metrics.tsv`: how one label, or region under its name, of one case came out in one configuration."""
 
     configuration: str
     fold: int
     case: str
-    label: int
+    label: int | str
     name: str
     status: Status
     dsc: float | None
@@ -99,33 +99,36 @@ def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, toler
     Args:
         masks: per configuration the predicted mask.
     Returns:
-        One score per mask and label, in the order of both.
+        One score per mask and label, or region if there are any, in the order of both.
     Raises:
         ImageError: a file cannot be read, or a mask does not lie on the grid of the reference.
     """
     assert case.label is not None, case
     reference, grid = read_labels_ras(case.label)
-    labels, is_ignored = cohort.foreground, reference == cohort.ignore_label
+    is_ignored = reference == cohort.ignore_label  # nowhere if there is none
     reference[is_ignored] = BACKGROUND
     scores = []
     for configuration, path in masks.items():
         prediction = _read_mask(path, case, grid)
         prediction[is_ignored] = BACKGROUND
-        measures = measure(
-            reference, prediction, labels=list(labels), spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm
-        )
+        look = partial(measure, spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
+        if cohort.regions:
+            masks_of = [[np.isin(array, one.values) for array in (reference, prediction)] for one in cohort.targets]
+            measures = [look(*both, labels=[1])[0] for both in masks_of]
+        else:
+            measures = look(reference, prediction, labels=list(cohort.foreground))
         scores += [
             Score(
                 configuration=configuration,
                 fold=case.fold,
                 case=case.case,
                 subject=case.subject,
-                name=labels[measured.label],
+                name=target.name,
                 tolerance_mm=tolerance_mm,
                 diagonal_mm=_diagonal_mm(grid),
-                **asdict(measured),
+                **{**asdict(measured), "label": target.label},
             )
-            for measured in measures
+            for target, measured in zip(cohort.targets, measures, strict=True)
         ]
     return scores
 

@@ -34,6 +34,12 @@ class Run:
         return to_json(self.config[keys[0]] if len(keys) == 1 else {key: self.config[key] for key in keys})
 
     @property
+    def cohort_settings(self) -> str:
+        """Regions as pairs, for their order is lost when JSON sorts the keys."""
+        keys = ("labels", "channels", "ignore_label", "folds", "seed")
+        return to_json({**{key: self.config[key] for key in keys}, "regions": list(self.config["regions"].items())})
+
+    @property
     def predict_settings(self) -> str:
         """A mirrored copy is only worth predicting along axes that were mirrored in training."""
         train = self.config["train"]

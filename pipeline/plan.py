@@ -101,6 +101,11 @@ class Plan:
     reasons: dict[str, str]
 
     @property
+    def has_background(self) -> bool:
+        """Whether the first output is the background: one of labels of which a voxel has exactly one."""
+        return self.task == "segmentation" and not self.regions
+
+    @property
     def num_outputs(self) -> int:
         """Maps that the network puts out: one per label with background, or per region."""
         return len(self.regions or self.labels)
@@ -303,7 +308,7 @@ def _plan_at_resolution(
         strides=fitted.strides,
         kernels=fitted.kernels,
         labels=tuple(sorted(cohort.labels)),
-        regions=(),
+        regions=tuple(tuple(values) for values in cohort.regions.values()),
         ignore_label=cohort.ignore_label,
         channels=tuple(cohort.channels.values()),
         normalisation=schemes,

@@ -64,7 +64,7 @@ def predict_case(
     probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirrors=mirrors)
     if not np.isfinite(probabilities).all():
         raise ImageError(f"{case}: the network's output is not finite, so no mask is written. Check scan and weights.")
-    return restore(probabilities, placement)
+    return restore(probabilities, placement, has_background=models[0].plan.has_background)
 
 
 if __name__ == "__main__":

@@ -123,8 +123,8 @@ def _label_indices(labels: Segmentation, plan: Plan) -> NDArray[np.uint16]:
     return indices
 
 
-def restore(probabilities: Volume, placement: Placement) -> Volume:
-    """(L, D, H, W) on a prepared grid to (L, I, J, K) on the scan's RAS grid; outside the crop all is background."""
+def restore(probabilities: Volume, placement: Placement, *, has_background: bool = True) -> Volume:
+    """(L, D, H, W) on a prepared grid to (L, I, J, K) on the scan's RAS grid; outside the crop all is background, or 0."""
     shape = placement.cropped_shape
     zoomed = [
         own * old / new for own, old, new in zip(placement.spacing_mm, shape, probabilities.shape[1:], strict=True)
@@ -133,7 +133,8 @@ def restore(probabilities: Volume, placement: Placement) -> Volume:
     resampled = resample(probabilities, shape, orders)
     back = [placement.axes.index(axis) + 1 for axis in RAS_AXES]
     whole = np.zeros((len(probabilities), *placement.shape_ras), dtype=np.float32)
-    whole[records.BACKGROUND] = 1
+    if has_background:
+        whole[records.BACKGROUND] = 1
     whole[(slice(None), *(slice(*part) for part in placement.box))] = resampled.transpose(0, *back)
     return whole
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline import records
 from pipeline.images import Segmentation, Volume
 from pipeline.plan import Plan
+from pipeline.regions import paint
 
 STEPS = 255
 
@@ -27,6 +28,8 @@ def load_probabilities(path: Path) -> Volume:
 
 
 def label_map(probabilities: Volume, plan: Plan) -> Segmentation:
-    """(L, I, J, K) to (I, J, K) label values: the likeliest."""
+    """(L, I, J, K) to (I, J, K) label values: the likeliest, or every region of more than 0.5 painted in order."""
+    if plan.regions:
+        return paint(probabilities > 0.5, plan.regions)
     values: NDArray[np.int32] = np.asarray(plan.labels, dtype=np.int32)
     return values[probabilities.argmax(axis=0)]

@@ -10,11 +10,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CohortError
+from pipeline.regions import painted_values
 
 BACKGROUND = 0
 SKIPS = ("skip", "channels", "dead_channels", "mean_abs", "effect", "verdict")  # columns of skips.tsv
@@ -33,10 +34,21 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Target:
+    """What is segmented and scored: a label, or a region under its name. `painted` stands for it in our masks."""
+
+    label: int | str
+    name: str
+    values: tuple[int, ...]
+    painted: int
+
+
+@dataclass(frozen=True)
 class Cohort:
     """What all cases share: names of the labels (0 is background) and of the channels, e.g. `CT` or `T2`.
 
-    `ignore_label` is the value of voxels that nobody labelled; it is not among `labels`.
+    `ignore_label` is the value of voxels that nobody labelled; it is not among `labels`. `regions` are groups of label
+    values that may overlap, by name, in the order in which they are painted: if there are any, they are segmented.
     """
 
     name: str
@@ -44,6 +56,7 @@ class Cohort:
     labels: dict[int, str]
     channels: dict[int, str]
     ignore_label: int | None = None
+    regions: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def declared(self) -> frozenset[int]:
@@ -53,6 +66,17 @@ class Cohort:
     @property
     def foreground(self) -> dict[int, str]:
         return {value: name for value, name in self.labels.items() if value != BACKGROUND}
+
+    @property
+    def targets(self) -> list[Target]:
+        """Every foreground label, or every region if there are any."""
+        if not self.regions:
+            return [Target(value, name, (value,), value) for value, name in self.foreground.items()]
+        painted = painted_values(list(self.regions.values()))
+        return [
+            Target(name, name, tuple(values), value)
+            for (name, values), value in zip(self.regions.items(), painted, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

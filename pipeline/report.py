@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -25,7 +26,7 @@ from pipeline.evaluate import MEAN, NUM_RESAMPLES
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
-from pipeline.records import Case, Cohort, TrainingFacts
+from pipeline.records import BACKGROUND, Case, Cohort, TrainingFacts
 
 ENSEMBLE = "ensemble"
 TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
@@ -59,7 +60,7 @@ def main(results: str, settings: str, config: str = "{}") -> None:
     trained = [name for name in dict.fromkeys(metrics["configuration"]) if name != ENSEMBLE]
     folds = sorted(int(fold) for fold in metrics["fold"].unique())
     progress = read_progress(files, trained, folds)
-    colours = figures.label_colours([str(label) for label in cohort.foreground])
+    colours = figures.label_colours([str(target.label) for target in cohort.targets])
     shown = choose_cases(metrics[metrics["configuration"] == headline], wanted["cases"])
     num_boxes = metrics.groupby(["label", "configuration"]).ngroups
     drawn = metrics if num_boxes <= LARGEST_PLOT else metrics[metrics["configuration"] == headline]
@@ -260,13 +261,14 @@ def draw_case(
     case = next(one for one in cases if one.case == shown.case)
     assert case.label is not None, case
     volume, grid = read_ras(case.channels[0])
+    reference = read_labels_ras(case.label)[0]
     image = figures.overlay(
         volume,
-        read_labels_ras(case.label)[0],
+        np.where(reference == cohort.ignore_label, BACKGROUND, reference),
         read_labels_ras(files.mask(configuration, case.case))[0],
         spacing_mm=grid.spacing_mm,
         window=figures.grey_window(volume, is_ct=cohort.channels[min(cohort.channels)].lower() == "ct"),
-        colours={int(label): colour for label, colour in colours.items()},
+        colours={target.painted: colours[str(target.label)] for target in cohort.targets},
     )
     scores = metrics[(metrics["configuration"] == configuration) & (metrics["case"] == case.case)]
     return {

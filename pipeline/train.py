@@ -296,7 +296,7 @@ def validate(
         counts = count_voxels(logits, reference, plan)
         for total, count in zip((overlap, predicted, wanted), counts, strict=True):
             total += count
-    first = 0 if plan.regions else 1
+    first = 1 if plan.has_background else 0
     loss = float(np.mean(losses)) if losses else None
     return Validation(loss, overlap[first:], predicted[first:], wanted[first:])
 

@@ -60,6 +60,11 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ),
         ({"train": {"class_weights": [1, 2]}, "task": "regression"}, "class_weights is [1, 2], yet mse takes none"),
         ({"ignore_label": 3, "regions": {"all": [1, 3]}}, "ignore_label is 3, yet regions.all has it"),
+        (
+            {"regions": {"core": [2], "whole": [1, 2]}},
+            "regions.core is [2]: one value that no later region has expected",
+        ),
+        ({"regions": {"mean": [1]}}, "regions is 'mean': does not match"),
         ({"ignore_label": 3, "task": "regression"}, "ignore_label is 3, yet a regression has no labels"),
         ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet'"),
     ],

@@ -12,14 +12,21 @@ from typing import Any
 import pytest
 
 from pipeline import records
-from pipeline.discover import DEMO_CASES, main, read_msd
+from pipeline.discover import DEMO_CASES, main, read_msd, with_regions
 from pipeline.errors import CohortError
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "data"
-SETTINGS: dict[str, Any] = {"folds": 2, "seed": 12345, "labels": {}, "channels": {}, "ignore_label": None}
+SETTINGS: dict[str, Any] = {
+    "folds": 2,
+    "seed": 12345,
+    "labels": {},
+    "channels": {},
+    "ignore_label": None,
+    "regions": [],
+}
 
 
 def entry(name: str, **more: object) -> dict[str, object]:
@@ -83,6 +90,15 @@ def test_the_ignore_label_is_no_label_whether_declared_or_not(tmp_path: Path, de
     cohort, _ = read_msd(describe(tmp_path, labels=declared), labels={}, channels={}, ignore_label=9)
     assert cohort.labels == {0: "background", 1: "liver"}
     assert cohort.declared == {0, 1, 9}
+
+
+def test_regions_are_groups_of_declared_labels_in_the_order_of_the_settings(tmp_path: Path) -> None:
+    cohort = with_regions(read(describe(tmp_path))[0], {"whole": [1, 2], "core": [2]})
+    assert [(one.label, one.values, one.painted) for one in cohort.targets] == [("whole", (1, 2), 1), ("core", (2,), 2)]
+    records.write_cohort(tmp_path / "cohort.json", cohort)
+    assert records.read_cohort(tmp_path / "cohort.json") == cohort
+    with refused(re.escape("regions.whole: [0, 7] found, labels of the cohort (1 liver, 2 spleen) expected")):
+        with_regions(cohort, {"whole": [0, 1, 7]})
 
 
 def test_labels_may_be_written_name_first_and_background_may_be_left_out(tmp_path: Path) -> None:

@@ -210,6 +210,17 @@ def test_voxels_of_the_ignore_label_are_measured_as_background_in_both(tmp_path:
         assert one.reference_ml == pytest.approx((reference == one.label).sum() * voxel_ml)
 
 
+def test_regions_are_measured_under_their_names_over_all_their_labels(tmp_path: Path) -> None:
+    """The mask says 1 where the reference has 4: right for the region of both, wrong for that of 4 alone."""
+    case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", phantom()), ())
+    mask = write_labels(tmp_path / "mask.nii.gz", np.minimum(phantom(), 1))
+    cohort = replace(COHORT, regions={"both": [1, 4], "spleen": [4]})
+    both, spleen = measure_case(case, {"2d": mask}, cohort=cohort, tolerance_mm=2)
+    assert (both.label, both.name, both.status, both.dsc) == ("both", "both", "ok", 1)
+    assert (spleen.label, spleen.status, spleen.dsc) == ("spleen", "missed", 0)
+    assert [row["label"] for row in summarise([both, spleen])] == ["both", "spleen", "mean"]
+
+
 def test_a_mask_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", phantom()), ())
     mask = write_labels(tmp_path / "mask.nii.gz", phantom()[:-1])

@@ -52,6 +52,13 @@ def test_the_ignore_label_of_the_cohort_is_no_output():
     assert (plan.labels, plan.ignore_label, plan.num_outputs) == ((0, 1, 2), 9, 3)
 
 
+def test_regions_of_the_cohort_are_the_outputs():
+    cohort = replace(COHORT, regions={"whole": [1, 2], "posterior": [2]})
+    plan = plan_configuration(make_fingerprint(), cohort, "2d", settings(dims=2), 8)
+    assert (plan.regions, plan.num_outputs, plan.has_background) == (((1, 2), (2,)), 2, False)
+    assert plan_from_json(json.loads(json.dumps(asdict(plan)))) == plan
+
+
 def test_every_decision_has_its_reason():
     plan = plan_configuration(make_fingerprint(), COHORT, "3d_fullres", settings(dims=3), 8)
     decided = {"spacing_mm", "axes", "median_shape", "patch_size", "batch_size", "strides", "normalisation", "widths"}

@@ -110,6 +110,15 @@ def test_zeros_around_the_patient_are_cropped_and_come_back_as_background():
     assert (whole[:, 0, 0, 0] == [1, 0, 0]).all()
 
 
+def test_outside_of_the_crop_no_region_is_found():
+    image, labels = labelled_scan()
+    image[:, :2] = 0
+    prepared = prepare(image, SPACING, make_plan(), labels)
+    whole = restore(np.ones((2, *prepared.image.shape[1:]), np.float32), prepared.placement, has_background=False)
+    assert not whole[:, :2].any()
+    assert whole[:, 2:].all()
+
+
 def test_probabilities_still_add_up_to_one_after_restoring():
     image, _ = labelled_scan()
     prepared = prepare(image, SPACING, make_plan(spacing_mm=(2.0, 0.9, 0.9)))

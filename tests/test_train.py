@@ -9,16 +9,20 @@ import pytest
 import torch
 
 from pipeline import train as module
+from pipeline.budget import fit_budget
 from pipeline.config import complete
 from pipeline.errors import TrainingError
 from pipeline.nn.checkpoints import exclusive, load_checkpoint, load_model, save_checkpoint, save_model
 from pipeline.nn.device import Device
+from pipeline.nn.forms import usual_form
+from pipeline.nn.losses import make_loss
 from pipeline.nn.networks import build_network
 from pipeline.nn.patches import PatchSource
 from pipeline.nn.sliding import predict_probabilities
 from pipeline.nn.stop import STOPPED_EXIT_CODE
 from pipeline.plan import Width
 from pipeline.preprocess import foreground_locations
+from pipeline.probabilities import label_map
 from tests.test_preprocess import make_plan
 
 CPU = Device(torch.device("cpu"), None)
@@ -80,6 +84,28 @@ def test_a_network_learns_two_blobs_and_its_saved_model_finds_them(tmp_path, dim
     for label in (1, 2):
         overlap = ((found == label) & (source.classes.numpy() == label)).sum()
         assert 2 * overlap / ((found == label).sum() + (source.classes.numpy() == label).sum()) > 0.7
+
+
+def test_a_network_learns_regions_that_overlap(tmp_path):
+    plan = tiny_plan(regions=((2, 5), (5,)))
+    weights, width = run(tmp_path, {"iterations": 200, "loss": "dice_bce"}, plan)
+    (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
+    save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
+    source = blob_source(20)
+    model = load_model(tmp_path / "model.pt", CPU.where)
+    found = label_map(predict_probabilities([model], source.image.numpy(), CPU, overlap=0.5), plan)
+    for region in plan.regions:
+        masks = np.isin(found, region), np.isin(np.array(plan.labels)[source.classes.numpy()], region)
+        assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.7
+
+
+def test_ignored_voxels_are_neither_right_nor_wrong_in_validation(tmp_path):
+    plan, source = tiny_plan(ignore_label=9), blob_source(1)
+    source.classes[:] = 3  # the index after those of the labels
+    budget, form = fit_budget(plan, {"iterations": 1}), usual_form(CPU, 3)
+    seen = module.validate(build_network(plan, 4), [source], plan, budget, form, CPU, (1, 0), make_loss(SETTINGS, plan))
+    assert (seen.loss, seen.dsc) == (0, None)
+    assert not any([*seen.overlap, *seen.predicted, *seen.wanted])
 
 
 class Killed(BaseException):

@@ -118,6 +118,29 @@ def test_segment_masks_new_scans_scores_them_and_skips_what_is_there(finished):
     assert "train" not in jobs(again)
 
 
+def test_regions_and_an_ignore_label_go_through_the_whole_flow(small_cohort):
+    """Two regions that share the kidneys; the upper third of every scan is not labelled, which is value 9."""
+    for path in (small_cohort / "scans" / "labelsTr").iterdir():
+        image = nib.load(path)
+        labels = np.asarray(image.dataobj).copy()
+        labels[: len(labels) // 3] = 9
+        nib.save(nib.Nifti1Image(labels, image.affine, image.header), path)
+    changes = {"regions": {"organs": [1, 2, 3], "below": [2, 3]}, "ignore_label": 9, "run_folds": [0]}
+    done = snakemake(small_cohort, **changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = small_cohort / "results" / "tiny"
+    metrics = read_table(results / "metrics.tsv")
+    assert [row["label"] for row in metrics[:2]] == ["organs", "below"]
+    assert len(metrics) == 3 * 2 * 2, "configurations with the ensemble, cases of the fold, regions"
+    assert {row["label"] for row in read_table(results / "summary.tsv")} == {"organs", "below", "mean"}
+    masks = [np.asarray(nib.load(path).dataobj) for path in (results / "masks").rglob("*.nii.gz")]
+    assert len(masks) == 3 * 2
+    assert set(np.unique(np.concatenate([mask.ravel() for mask in masks]))) <= {0, 1, 2}
+    again = snakemake(small_cohort, "segment", "--config", "scans=scans", **changes)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {row["label"] for row in read_table(results / "segment" / "metrics.tsv")} == {"organs", "below"}
+
+
 def test_segment_before_training_says_what_to_do(small_cohort):
     done = snakemake(small_cohort, "segment", "--config", "scans=scans")
     assert done.returncode != 0

@@ -94,7 +94,7 @@ def _overlap(name: str, weights: Tensor | None, plan: Plan) -> Measure:
 
     Without the background, which would outweigh the rest; `generalized_dice` has weights against that and keeps it.
     """
-    first = 0 if plan.regions or name == "generalized_dice" else 1
+    first = 1 if plan.has_background and name != "generalized_dice" else 0
     one_minus_overlap = OVERLAPS[name](batch=plan.is_batch_dice, reduction="none")
 
     def measure(logits: Tensor, reference: Tensor) -> Tensor:

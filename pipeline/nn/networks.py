@@ -24,7 +24,7 @@ def build_network(plan: Plan, width: int) -> nn.Module:
     return DeeplySupervisedUNet(
         spatial_dims=plan.dims,
         in_channels=len(plan.channels),
-        out_channels=len(plan.labels),
+        out_channels=plan.num_outputs,
         kernel_size=plan.kernels,
         strides=strides,
         upsample_kernel_size=strides[1:],

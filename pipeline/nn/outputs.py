@@ -37,9 +37,7 @@ def activate(outputs: Tensor, plan: Plan) -> Tensor:
 
 def found_masks(outputs: Tensor, plan: Plan) -> Tensor:
     """(B, L, …) before activation to (B, L, …) bool: the likeliest label, or every region of a probability above 0.5."""
-    if plan.regions:
-        return outputs > 0
-    return masks_of(outputs.argmax(dim=1, keepdim=True), plan)
+    return masks_of(outputs.argmax(dim=1, keepdim=True), plan) if plan.has_background else outputs > 0
 
 
 def count_voxels(outputs: Tensor, reference: Tensor, plan: Plan) -> tuple[Counts, Counts, Counts]:

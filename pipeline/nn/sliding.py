@@ -12,6 +12,7 @@ from pipeline.mirrors import Mirror
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.device import Device
 from pipeline.nn.forms import planned_form
+from pipeline.nn.outputs import activate
 
 WINDOW_VOXELS = 500_000  # computed at once
 
@@ -26,13 +27,13 @@ def predict_probabilities(
     plan = models[0].plan
     batch = torch.from_numpy(np.ascontiguousarray(image))
     batch = batch.movedim(1, 0) if plan.dims == 2 else batch[None]
-    total = torch.zeros(len(plan.labels), *image.shape[1:])
+    total = torch.zeros(plan.num_outputs, *image.shape[1:])
     copies = mirrored_copies(mirrors)
     for model in models:
         for copy in copies:
             axes = [mirror.axis + 2 for mirror in copy]
             logits = swap_back(_window_by_window(model, batch.flip(axes), device, overlap).flip(axes), copy)
-            probabilities = torch.softmax(logits.float(), dim=1)
+            probabilities = activate(logits.float(), plan)
             total += probabilities.movedim(0, 1) if plan.dims == 2 else probabilities[0]
     return (total / (len(models) * len(copies))).numpy()
 

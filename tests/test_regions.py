@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.probabilities import label_map
+from pipeline.regions import paint, painted_values
+from tests.test_preprocess import make_plan
+
+TUMOUR = ((1, 2, 3), (2, 3), (3,))
+
+
+@pytest.mark.parametrize(
+    ("regions", "values"),
+    [
+        (TUMOUR, [1, 2, 3]),
+        (((4, 2),), [2]),
+        (((1, 2), (2, 3)), [1, 2]),
+        (((2,), (1, 2)), [0, 1]),
+        ((), []),
+    ],
+    ids=["nested", "lowest", "overlapping", "hidden", "none"],
+)
+def test_a_region_is_painted_with_its_lowest_value_that_no_later_region_has(regions, values):
+    assert painted_values(regions) == values
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=8, max_size=8))
+def test_painting_the_regions_of_nested_labels_gives_the_labels_back(labels):
+    labels = np.array(labels).reshape(2, 2, 2)
+    masks = np.stack([np.isin(labels, values) for values in TUMOUR])
+    assert np.array_equal(paint(masks, TUMOUR), labels)
+
+
+def test_later_regions_are_painted_over_earlier_ones_and_background_where_there_is_none():
+    masks = np.array([[True, True, False, False], [False, True, True, False]]).reshape(2, 4, 1, 1)
+    assert paint(masks, ((1, 2), (2, 3))).ravel().tolist() == [1, 2, 2, 0]
+
+
+def test_the_label_map_has_the_regions_of_more_than_one_half_and_the_likeliest_label():
+    probabilities = np.array([[0.2, 0.6, 0.9, 0.5], [0.1, 0.4, 0.6, 0.5], [0.0, 0.3, 0.55, 0.1]], np.float32)
+    probabilities = probabilities.reshape(3, 4, 1, 1)
+    assert label_map(probabilities, make_plan(labels=(0, 1, 2, 3), regions=TUMOUR)).ravel().tolist() == [0, 1, 3, 0]
+    assert label_map(probabilities, make_plan()).ravel().tolist() == [0, 0, 0, 0]
+    assert label_map(probabilities[::-1], make_plan()).ravel().tolist() == [5, 5, 5, 2]
