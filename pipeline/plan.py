@@ -137,33 +137,42 @@ def plan_from_json(content: dict[str, Any]) -> Plan:
 
 def contradictions(plan: Plan) -> list[str]:
     """What an edit by hand got wrong: values that exclude each other, each as found and expected; empty if none."""
-    dims, divisors = plan.dims, Topology(plan.strides, plan.kernels, plan.patch_size).divisors
-    shape = " × ".join(str(edge) for edge in plan.patch_size)
-    expected = [
-        (sorted(plan.axes) == list(RAS_AXES), f"axes is {plan.axes!r}, an order of {RAS_AXES} expected"),
+    dims, stages = plan.dims, (*plan.strides, *plan.kernels)
+    lengths = [
         (dims in (2, 3), f"dims is {dims}, 2 or 3 expected"),
-        (plan.network in NETWORKS, f"network is {plan.network!r}, one of {', '.join(NETWORKS)} expected"),
-        (len(plan.patch_size) == dims, f"patch_size has {len(plan.patch_size)} numbers, {dims} expected"),
-        (plan.batch_size > 0, f"batch_size is {plan.batch_size}, 1 or more expected"),
+        (sorted(plan.axes) == sorted(RAS_AXES), f"axes is {plan.axes!r}, an order of {RAS_AXES} expected"),
         (len(plan.spacing_mm) == 3, f"spacing_mm has {len(plan.spacing_mm)} numbers, 3 expected"),
+        (len(plan.patch_size) == dims, f"patch_size has {len(plan.patch_size)} numbers, {dims} expected"),
         (
             len(plan.strides) == len(plan.kernels) > 0,
             f"strides has {len(plan.strides)} stages, kernels {len(plan.kernels)}, as many expected",
         ),
         (
-            all(len(part) == dims and min(part) > 0 for part in (*plan.strides, *plan.kernels)),
+            all(len(stage) == dims and min(stage) > 0 for stage in stages),
             f"a stage of strides or kernels has not {dims} numbers of 1 or more",
-        ),
-        (
-            all(edge > 0 and edge % divisor == 0 for edge, divisor in zip(plan.patch_size, divisors, strict=False)),
-            f"patch_size is {shape}, multiples of the strides' products {divisors} expected",
         ),
         (
             len(plan.normalisation) == len(plan.channels) == len(plan.foreground_intensity),
             f"normalisation has {len(plan.normalisation)} entries, {len(plan.channels)} channels",
         ),
     ]
-    return [text for holds, text in expected if not holds]
+    if wrong := [text for holds, text in lengths if not holds]:
+        return wrong
+    divisors = Topology(plan.strides, plan.kernels, plan.patch_size).divisors
+    values = [
+        (plan.network in NETWORKS, f"network is {plan.network!r}, one of {', '.join(NETWORKS)} expected"),
+        (plan.batch_size > 0, f"batch_size is {plan.batch_size}, 1 or more expected"),
+        (
+            all(edge > 0 and edge % divisor == 0 for edge, divisor in zip(plan.patch_size, divisors, strict=True)),
+            f"patch_size is {by(plan.patch_size)}, multiples of the strides' products {by(divisors)} expected",
+        ),
+    ]
+    return [text for holds, text in values if not holds]
+
+
+def by(edges: Sequence[int]) -> str:
+    """Sizes as a person writes them: `40 × 56 × 40`."""
+    return " × ".join(str(edge) for edge in edges)
 
 
 def digest(content: dict[str, Any]) -> str:
@@ -214,10 +223,9 @@ def with_measured(plan: Plan, measured: Measured | None, widest: int, memory_gib
     Raises:
         PlanError: nothing could be measured, for there is not enough memory.
     """
-    patch = " × ".join(str(edge) for edge in plan.patch_size)
     if measured is None:
         raise PlanError(
-            f"{plan.configuration}: no memory for a batch of {plan.batch_size} patches of {patch} voxels. "
+            f"{plan.configuration}: no memory for a batch of {plan.batch_size} patches of {by(plan.patch_size)} voxels. "
             "Set a smaller `patch_size`, `batch_size` or `features`."
         )
     reason = f"peak of a training step on {measured.device}, {widest} features wide"
@@ -334,9 +342,8 @@ def _fit(
 def _refuse_wrong_depth(
     configuration: str, fitted: Topology, spacing_mm: Sequence[float], wanted: dict[str, Any]
 ) -> None:
-    patch = " × ".join(str(edge) for edge in fitted.patch_size)
-    found, expected = len(fitted.strides), wanted.get("stages", FEWEST_STAGES)
-    if found >= max(FEWEST_STAGES, expected):
+    found, expected = len(fitted.strides), max(FEWEST_STAGES, wanted.get("stages", 0))
+    if found >= expected:
         return
     if "stages" in wanted:
         advice = f"Set `stages` from {FEWEST_STAGES} up, and a larger `patch_size` for more of them."
@@ -344,9 +351,8 @@ def _refuse_wrong_depth(
         advice = "Set a larger `patch_size`."
     else:
         advice = f"The scans are too small at {tuple(spacing_mm)} mm: set a finer `spacing_mm`."
-    raise PlanError(
-        f"{configuration}: a patch of {patch} voxels has {found} stages, {max(FEWEST_STAGES, expected)} expected. {advice}"
-    )
+    size = by(fitted.patch_size)
+    raise PlanError(f"{configuration}: a patch of {size} voxels has {found} stages, {expected} expected. {advice}")
 
 
 def _grid(

@@ -36,9 +36,10 @@ def from_json(kind: Any, value: Any, place: str = "") -> Any:
 
 
 def _dataclass(kind: Any, value: Any, place: str) -> Any:
-    known = {field.name for field in fields(kind)}
-    if not isinstance(value, dict) or known != value.keys():
-        found = value.keys() if isinstance(value, dict) else set()
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is {value!r}, keys with values expected")
+    known, found = {field.name for field in fields(kind)}, value.keys()
+    if known != found:
         wrong = [f"no {name}" for name in sorted(known - found)] + [f"unknown {name}" for name in sorted(found - known)]
         raise ValueError(f"{place + ' has ' if place else ''}{', '.join(wrong)}")
     hints = get_type_hints(kind)

@@ -3,12 +3,26 @@ import json
 import re
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 
+from pipeline import plan as plan_stage
+from pipeline import records
 from pipeline.budget import fit_budget
 from pipeline.config import complete
 from pipeline.errors import PlanError
-from pipeline.plan import Width, plan_configuration, plan_from_json
+from pipeline.fit import Measured
+from pipeline.paths import Results
+from pipeline.plan import (
+    Width,
+    digest,
+    is_edited,
+    measure_step,
+    plan_configuration,
+    plan_from_json,
+    read_plan,
+    with_measured,
+)
 from pipeline.records import Cohort
 from tests.test_preprocess import make_plan
 
@@ -93,6 +107,178 @@ def test_scans_too_small_for_a_network_are_refused_with_what_to_do():
         PlanError, match=re.escape("6 × 6 × 6 voxels has 1 stages, 3 expected. The scans are too small")
     ):
         plan_configuration(make_fingerprint(shape=(6, 6, 6)), COHORT, "3d_fullres", settings(dims=3), 8)
+
+
+def test_large_scans_get_a_low_resolution_of_which_a_patch_sees_a_quarter():
+    """Liver-like: the published 128^3 voxels at full resolution see 2 % of a scan."""
+    large = make_fingerprint(spacing_mm=(0.7676, 0.7676, 1.0), shape=(512, 512, 432), num_cases=131)
+    full = plan_configuration(large, COHORT, "3d_fullres", settings(dims=3), 8)
+    low = plan_configuration(large, COHORT, "3d_lowres", settings(dims=3), 8)
+    assert low.left_out is None
+    assert low.axes == full.axes == "zyx"
+    assert all(coarse > 1.8 * fine for coarse, fine in zip(low.spacing_mm, full.spacing_mm, strict=True))
+    assert 0.24 < np.prod(low.patch_size) / np.prod(low.median_shape) < 0.3
+    assert "grown until a patch covers" in low.reasons["spacing_mm"]
+    assert (full.is_batch_dice, low.is_batch_dice) == (True, False)
+
+
+def test_low_resolution_is_left_out_with_its_reason_where_a_patch_sees_enough():
+    small = plan_configuration(make_fingerprint(), COHORT, "3d_lowres", settings(dims=3), 8)
+    assert small.left_out == "a patch at full resolution covers 100% of the median scan, a quarter or more"
+    assert small.is_batch_dice is False
+    assert plan_configuration(make_fingerprint(), COHORT, "2d", settings(dims=2), 8).is_batch_dice
+
+
+def test_a_low_resolution_whose_spacing_is_set_is_never_left_out():
+    wanted = settings(dims=3, spacing_mm=[2, 2, 2], patch_size=[16, 16, 16])
+    plan = plan_configuration(make_fingerprint(), COHORT, "3d_lowres", wanted, 8)
+    assert (plan.left_out, plan.spacing_mm) == (None, (2, 2, 2))
+
+
+@pytest.mark.parametrize(("preset", "batch_size"), [("M", 58), ("L", 59)])
+def test_residual_networks_are_planned_by_their_preset(preset, batch_size):
+    """L is published for 24 GiB, where it gets 178; a third of them in a third of the memory."""
+    wanted = settings(dims=3, network="residual_unet", preset=preset)
+    plan = plan_configuration(make_fingerprint(), COHORT, "residual", wanted, 8)
+    assert (plan.patch_size, plan.batch_size) == ((40, 56, 40), batch_size)
+    assert "at most 100% of the cohort" in plan.reasons["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"patch_size": [8, 8, 8]}, "a patch of 8 × 8 × 8 voxels has 2 stages, 3 expected. Set a larger `patch_size`."),
+        ({"stages": 5}, "a patch of 40 × 56 × 40 voxels has 4 stages, 5 expected. Set `stages` from 3 up, and a"),
+        ({"stages": 2}, "has 2 stages, 3 expected. Set `stages` from 3 up"),
+        ({"spacing_mm": [9, 9, 9]}, "The scans are too small at (9.0, 9.0, 9.0) mm: set a finer `spacing_mm`."),
+        (
+            {"normalisation": {3: "none"}},
+            "normalisation has channel 3, yet the cohort has 0 (MRI). Correct the number.",
+        ),
+    ],
+)
+def test_settings_that_no_network_fits_are_one_line_with_what_to_do(given, message):
+    with pytest.raises(PlanError, match=re.escape(message)) as caught:
+        plan_configuration(make_fingerprint(), COHORT, "3d_fullres", settings(dims=3, **given), 8)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_number_of_stages_can_be_set():
+    plan = plan_configuration(make_fingerprint(), COHORT, "shallow", settings(dims=3, stages=3), 8)
+    assert (len(plan.strides), plan.patch_size) == (3, (36, 52, 36))
+    assert "after the 3 stages that are set" in plan.reasons["strides"]
+
+
+def test_normalisation_is_by_modality_unless_it_is_set_for_the_channel():
+    fingerprint = make_fingerprint(channel="CT", nonzero=0.5)
+    fingerprint["channels"] += [{**fingerprint["channels"][0], "channel": name} for name in ("T2", "ADC")]
+    cohort = Cohort("mixed", "MSD", COHORT.labels, {0: "CT", 1: "T2", 2: "ADC"})
+
+    def schemes(**given):
+        return plan_configuration(fingerprint, cohort, "2d", settings(dims=2, normalisation=given), 8).normalisation
+
+    assert schemes() == ("ct", "zscore_nonzero", "zscore_nonzero")
+    assert schemes(**{"2": "none", "0": "rescale"}) == ("rescale", "zscore_nonzero", "none")
+    assert schemes(**{"0": "zscore"}) == ("zscore_nonzero", "zscore_nonzero", "zscore_nonzero")
+
+
+def written(path, **changes):
+    """A plan as the stage writes it, then edited."""
+    content = json.loads(json.dumps(asdict(make_plan(widths=WIDTHS))))
+    records.write_json(path, {**content, "digest": digest(content), **changes})
+    return path
+
+
+def test_a_plan_is_edited_when_it_says_something_else_not_when_it_is_laid_out_anew(tmp_path):
+    path = written(tmp_path / "plan.json")
+    assert not is_edited(path)
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=8, sort_keys=True))
+    assert not is_edited(path)
+    assert is_edited(written(tmp_path / "plan.json", batch_size=5))
+    path.write_text("{")
+    assert is_edited(path)
+
+
+def test_an_edited_plan_is_kept_and_the_log_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = written(Results("a").plan("3d_fullres"), batch_size=7)
+    before = path.read_bytes()
+    plan_stage.main("a", "3d_fullres", json.dumps(settings(dims=3)))
+    assert path.read_bytes() == before
+    assert "was edited by hand and is kept. Delete it to plan anew." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"batch_size": "many"}, "batch_size is 'many', int expected"),
+        ({"batch_size": 0}, "batch_size is 0, 1 or more expected"),
+        ({"batch_size": True}, "batch_size is True, int expected"),
+        (
+            {"patch_size": [16, 20, 18]},
+            "patch_size is 16 × 20 × 18, multiples of the strides' products 2 × 4 × 4 expected",
+        ),
+        ({"patch_size": [16, 24]}, "patch_size has 2 numbers, 3 expected"),
+        ({"patch_size": 16}, "patch_size is 16, a list expected"),
+        ({"patch_size": [16, "x", 16]}, "patch_size[1] is 'x', int expected"),
+        ({"strides": [[1, 1, 1], [2, 2, 2]]}, "strides has 2 stages, kernels 3, as many expected"),
+        ({"strides": [[1, 1, 1], [2, 2], [2, 2, 2]]}, "a stage of strides or kernels has not 3 numbers of 1 or more"),
+        (
+            {"strides": [[1, 1, 1], [0, 2, 2], [2, 2, 2]]},
+            "a stage of strides or kernels has not 3 numbers of 1 or more",
+        ),
+        ({"network": "u-net"}, "network is 'u-net', one of unet, residual_unet"),
+        ({"normalisation": ["ctt"]}, "normalisation[0] is 'ctt', one of ct, zscore"),
+        ({"normalisation": ["none", "none"]}, "normalisation has 2 entries, 1 channels"),
+        ({"axes": "xyy"}, "axes is 'xyy', an order of xyz expected"),
+        ({"dims": 4}, "dims is 4, 2 or 3 expected"),
+        ({"spacing_mm": [1, 1]}, "spacing_mm has 2 numbers, 3 expected"),
+        ({"widths": [{"features": 8}]}, "widths[0] has no seconds_per_sample"),
+        ({"widths": [8]}, "widths[0] is 8, keys with values expected"),
+        ({"reasons": []}, "reasons is [], keys with values expected"),
+        ({"patchsize": 3}, "unknown patchsize"),
+    ],
+)
+def test_an_edit_that_no_stage_could_use_is_one_line_with_what_to_do(tmp_path, edit, message):
+    path = written(tmp_path / "plan.json", **edit)
+    with pytest.raises(PlanError, match=re.escape(message)) as caught:
+        read_plan(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).endswith("Correct it, or delete it to plan anew.")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_is_not_json_is_one_line(tmp_path):
+    (tmp_path / "plan.json").write_text('{"dims": 3,}')
+    with pytest.raises(PlanError, match="Correct it, or delete it to plan anew") as caught:
+        read_plan(tmp_path / "plan.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_step_is_measured_on_the_real_machine_and_many_labels_take_more():
+    tiny = make_plan(patch_size=(32, 32, 32), batch_size=4)
+    many = make_plan(patch_size=(32, 32, 32), batch_size=4, labels=tuple(range(61)))
+    few_labels, many_labels = (
+        measure_step(plan, widths=[4], memory_gib=8, device="cpu", threads=1) for plan in (tiny, many)
+    )
+    assert list(few_labels.seconds_per_sample) == [4]
+    assert few_labels.seconds_per_sample[4] > 0
+    assert 0 < few_labels.gib < many_labels.gib < 4
+
+
+def test_nothing_is_timed_where_the_memory_is_too_large():
+    measured = measure_step(make_plan(), widths=[4], memory_gib=1e-6, device="cpu", threads=1)
+    assert measured.seconds_per_sample == {}
+
+
+def test_what_was_measured_stands_in_the_plan_with_its_reason():
+    plan = with_measured(make_plan(), Measured(2.34567, "cpu", {8: 0.1}), 16, memory_gib=2)
+    assert (plan.memory_measured_gib, plan.widths) == (2.346, (Width(8, 0.1),))
+    assert plan.reasons["memory_measured_gib"] == (
+        "peak of a training step on cpu, 16 features wide; over memory_gib, 2, for sizes are set or as small as they get"
+    )
+    with pytest.raises(PlanError, match="3d_fullres: no memory for a batch of 2 patches of 16 × 24 × 16 voxels"):
+        with_measured(make_plan(), None, 16, memory_gib=2)
 
 
 def test_a_short_budget_gets_a_narrow_network_and_a_long_one_a_wide_one():
