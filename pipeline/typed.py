@@ -3,7 +3,7 @@
 Knows types only; what values mean and how they hang together is up to the caller.
 """
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -12,7 +12,7 @@ def from_json(kind: Any, value: Any, place: str = "") -> Any:
     """`value` as `kind`: a dataclass, tuple[X, ...], dict[str, X], Literal, X | None, str, bool, int or float.
 
     Raises:
-        ValueError: `place` with what was found and what was expected; missing and unknown keys of a dataclass.
+        ValueError: `place` with what was found and what was expected; a key without default that is missing, or an unknown one.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
@@ -38,11 +38,11 @@ def from_json(kind: Any, value: Any, place: str = "") -> Any:
 def _dataclass(kind: Any, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{place} is {value!r}, keys with values expected")
-    known, found = {field.name for field in fields(kind)}, value.keys()
-    if known != found:
-        wrong = [f"no {name}" for name in sorted(known - found)] + [f"unknown {name}" for name in sorted(found - known)]
+    known = {field.name for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING}
+    missing, unknown = sorted(needed - value.keys()), sorted(value.keys() - known)
+    if missing or unknown:
+        wrong = [f"no {name}" for name in missing] + [f"unknown {name}" for name in unknown]
         raise ValueError(f"{place + ' has ' if place else ''}{', '.join(wrong)}")
-    hints = get_type_hints(kind)
-    return kind(
-        **{name: from_json(hints[name], part, ".".join(filter(None, (place, name)))) for name, part in value.items()}
-    )
+    hints, prefix = get_type_hints(kind), place and f"{place}."
+    return kind(**{name: from_json(hints[name], part, f"{prefix}{name}") for name, part in value.items()})
