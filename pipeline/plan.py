@@ -268,7 +268,7 @@ def _plan_at_resolution(
     dims = wanted["dims"]
     reasons: dict[str, str] = {}
     axes, spacing, shape = _grid(fingerprint, wanted, reasons)
-    memory = Memory(memory_gib, len(cohort.labels), preset_of(wanted))
+    memory = Memory(memory_gib, len(cohort.regions or cohort.labels), preset_of(wanted))
     fit = partial(_fit, wanted=wanted, memory=memory)
     fitted = fit(spacing[-dims:], shape[-dims:])
     reasons["patch_size"] = (
