@@ -85,8 +85,8 @@ def choose_form(
 ) -> tuple[Form, str]:
     """The plan's form, compiled if that is faster by `measure` (seconds per step), and the reason.
 
-    Compiled code is fastest with the channels last. `compile` true or false is obeyed; else a measurement must be able to pay for itself. A deterministic training asks
-    no clock.
+    Compiled code is fastest with the channels last. `compile` true or false is obeyed; else a measurement must be able
+    to pay for itself. A deterministic training asks no clock.
     """
     form = planned_form(plan, budget.width, device)
     compiled = Form(form.precision, channels_last(plan.dims), is_compiled=True)
