@@ -23,7 +23,11 @@ SETTINGS = {
     "folds": 2,
     "device": "cpu",
     "threads": 2,
-    "configurations": {"2d": {"dims": 2, **TINY, "patch_size": [16, 16]}, "3d_fullres": {"dims": 3, **TINY}},
+    "configurations": {
+        "2d": {"dims": 2, **TINY, "patch_size": [16, 16]},
+        "3d_fullres": {"dims": 3, **TINY},
+        "3d_lowres": {},  # left out: the scans are small
+    },
     "train": {"iterations": 3},
 }
 
@@ -70,6 +74,41 @@ def test_a_run_ends_with_all_that_the_contract_promises(finished):
     for stage in ["discover", "check", "fingerprint", "plan", "preprocess", "train", "predict", "ensemble"]:
         assert (results / stage).is_dir(), stage
         assert any((finished / "logs" / "tiny" / stage).rglob("*.log")), stage
+
+
+def test_a_configuration_that_the_cohort_does_not_need_is_left_out_and_the_report_and_the_log_say_why(finished):
+    reason = "a patch at full resolution covers 100% of the median scan, a quarter or more"
+    results, logs = finished / "results" / "tiny", finished / "logs" / "tiny"
+    assert f"3d_lowres was left out: {reason}" in (results / "report.html").read_text()
+    assert f"3d_lowres: left out, for {reason}" in (logs / "plan" / "3d_lowres.log").read_text()
+    for stage in ("preprocess", "train", "predict", "masks"):
+        assert {path.name for path in (results / stage).iterdir()} - {"ensemble"} == {"2d", "3d_fullres"}
+
+
+def test_a_dry_run_shows_what_runs_whatever_the_plan_leaves_out(small_cohort):
+    shown = snakemake(small_cohort, "--dry-run")
+    assert "train              4" in shown.stdout
+
+
+def test_an_edit_of_the_plan_reruns_what_reads_it_and_is_never_overwritten(small_cohort):
+    """Also when a changed setting makes the plan stage run again, or when the edit is of no use."""
+    changes = {"configurations": {"2d": SETTINGS["configurations"]["2d"]}}
+    assert snakemake(small_cohort, "--until", "preprocess", **changes).returncode == 0
+    path = small_cohort / "results/tiny/plan/2d.json"
+    path.write_text(edited := path.read_text().replace('"batch_size": 2', '"batch_size": 3'))
+    rerun = jobs(snakemake(small_cohort, "--dry-run", **changes))
+    assert {"preprocess", "train"} <= rerun
+    assert "plan" not in rerun
+
+    done = snakemake(small_cohort, "--until", "plan", memory_gib=7, **changes)
+    assert "Finished jobid" in done.stdout + done.stderr, "the plan stage ran"
+    assert path.read_text() == edited
+    log = (small_cohort / "logs/tiny/plan/2d.log").read_text()
+    assert "2d.json was edited by hand and is kept. Delete it to plan anew." in log
+
+    path.write_text(useless := edited.replace('"batch_size": 3', '"batch_size": "many"'))
+    assert_one_line(snakemake(small_cohort, "--until", "plan", memory_gib=6, **changes), "batch_size is 'many', int")
+    assert path.read_text() == useless
 
 
 def test_every_mask_lies_on_the_grid_of_its_scan_with_integer_labels(finished):
