@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from pipeline.architectures import ARCHITECTURES
 from pipeline.plan import Plan
 from pipeline.topology import BASE_FEATURES
 
@@ -16,7 +17,6 @@ WANTED_SAMPLES = 3000  # patches that a network should see before it is worth ma
 WANTED_STEPS = 1000  # below this many steps, a smaller batch teaches more than a larger one
 SMALLEST_BATCH = 2
 FEWEST_STEPS = 300  # below this many, smaller patches teach more than large ones
-SHRINKING = {"unet", "residual_unet", "fcn"}  # networks that take a patch of any multiple of their strides
 LEAST_EDGES = 2  # voxels of the coarsest feature map per axis, down to which a patch may shrink
 
 
@@ -49,7 +49,8 @@ def fit_budget(plan: Plan, train: Mapping[str, Any]) -> Budget:
         samples = seconds / width.seconds_per_sample
         if samples >= WANTED_SAMPLES:
             break
-    patch = shrink(plan, FEWEST_STEPS * SMALLEST_BATCH / samples) if plan.network in SHRINKING else plan.patch_size
+    is_fixed = ARCHITECTURES[plan.network].has_fixed_patch
+    patch = plan.patch_size if is_fixed else shrink(plan, FEWEST_STEPS * SMALLEST_BATCH / samples)
     samples *= prod(plan.patch_size) / prod(patch)
     batch = int(max(SMALLEST_BATCH, min(plan.batch_size, samples // WANTED_STEPS)))
     reason = (

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import errors, records
+from pipeline.architectures import ARCHITECTURES, candidate_widths, fit_architecture
 from pipeline.config import LOW_RESOLUTION, SCHEMA
 from pipeline.errors import PlanError
 from pipeline.fit import Measured, fit_to_memory
@@ -44,8 +45,6 @@ from pipeline.topology import (
 )
 from pipeline.typed import from_json
 
-WIDTHS = (8, 16, BASE_FEATURES)
-FEWEST_STAGES = 3  # of MONAI's DynUNet
 CROP_BELOW = 0.75  # share of nonzero voxels under which intensities are normalised inside them only
 RAS_AXES = "xyz"
 NETWORKS = SCHEMA["$defs"]["configuration"]["properties"]["network"]["enum"]
@@ -201,7 +200,7 @@ def main(
         print(f"{configuration}: {path} was edited by hand and is kept. Delete it to plan anew.")
         return
     wanted = json.loads(settings)
-    widths = [wanted["features"]] if "features" in wanted else list(WIDTHS)
+    widths = candidate_widths(wanted)
     fingerprint, cohort = records.read_json(files.fingerprint), records.read_cohort(files.cohort)
     replan = partial(plan_configuration, fingerprint, cohort, configuration, wanted)
     plan = replan(memory_gib)
@@ -276,6 +275,7 @@ def _plan_at_resolution(
         if "patch_size" in wanted
         else f"as much of the median scan as a batch of two allows in an estimated {memory_gib:.3g} GiB"
     )
+    fitted, reasons["strides"] = fit_architecture(configuration, wanted, fitted)
     _refuse_wrong_depth(configuration, fitted, spacing[-dims:], wanted)
     batch_size = fit_batch(fitted, memory, median_voxels=float(np.prod(shape)), num_cases=fingerprint["num_cases"])
     share = memory.preset.largest_share_of_cohort
@@ -285,9 +285,6 @@ def _plan_at_resolution(
     if "batch_size" in wanted:
         batch_size = wanted["batch_size"]
         reasons["batch_size"] = "set in the configuration"
-    reasons["strides"] = "halve the axes of similar spacing until an edge would fall under 4 voxels"
-    if "stages" in wanted:
-        reasons["strides"] += f", or after the {wanted['stages']} stages that are set"
     low, why = low_resolution(spacing, shape, fit) if dims == 3 else (None, "")
     reasons["is_batch_dice"] = (
         "one Dice over the batch where a patch sees little: in 2D, and in 3D beside a low resolution"
@@ -342,11 +339,12 @@ def _fit(
 def _refuse_wrong_depth(
     configuration: str, fitted: Topology, spacing_mm: Sequence[float], wanted: dict[str, Any]
 ) -> None:
-    found, expected = len(fitted.strides), max(FEWEST_STAGES, wanted.get("stages", 0))
+    fewest = ARCHITECTURES[wanted["network"]].fewest_stages
+    found, expected = len(fitted.strides), max(fewest, wanted.get("stages", 0))
     if found >= expected:
         return
     if "stages" in wanted:
-        advice = f"Set `stages` from {FEWEST_STAGES} up, and a larger `patch_size` for more of them."
+        advice = f"Set `stages` from {fewest} up, and a larger `patch_size` for more of them."
     elif "patch_size" in wanted:
         advice = "Set a larger `patch_size`."
     else:
