@@ -6,7 +6,6 @@ else running on the machine. What is done already (preprocessing, a finished tra
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.images import read_labels_ras
 from pipeline.metrics import dsc
 from pipeline.records import Case
-from tests.bench.ours import CONFIGURATION, Ours, machine, record
+from tests.bench.ours import CONFIGURATION, Ours, machine, read_facts, record
 from tests.bench.peer import DATASET, INSIDE, NUM_FOLDS, PACKAGE, SEED, folds_of, prepare
 
 FOLD = 0
@@ -63,10 +62,8 @@ def run_ours(cohort: Path, folder: Path, minutes: float, device: str, threads: i
     ours = Ours((folder / "ours").resolve(), config)
     ours.snakemake(threads=threads)
     log = (ours.folder / ours.files.log("train", f"{CONFIGURATION}/fold_{FOLD}")).read_text()
-    steps, seconds = map(int, re.findall(r"trained: (\d+) steps in (\d+) s", log)[-1])
-    batch = int(re.findall(r"steps of (\d+)", log)[-1])
-    width = re.findall(r"at width (\d+)", log)[-1]
-    samples = f"{steps * batch} samples, {steps} steps of {batch} in {seconds / 60:.1f} min, width {width}"
+    facts = read_facts(ours.folder / ours.files.training_facts(CONFIGURATION, FOLD), log)
+    samples = describe(facts.steps, facts.batch_size, facts.elapsed_s) + f", width {facts.width}"
     return "Segsnake", ours.folder / ours.files.mask(CONFIGURATION, "case").parent, samples
 
 
@@ -91,9 +88,12 @@ def run_peer(
         inside("predict", "--masks", masks)
         (masks / "done").touch()
     found = records.read_json(trained)
-    steps, size = found["steps"], found["batch_size"]
-    samples = f"{steps * size} samples, {steps} steps of {size} in {found['seconds'] / 60:.1f} min, {workers} workers"
+    samples = describe(found["steps"], found["batch_size"], found["seconds"]) + f", {workers} workers"
     return PACKAGE, masks, samples
+
+
+def describe(steps: int, batch: int, seconds: float) -> str:
+    return f"{steps * batch} samples, {steps} steps of {batch} in {seconds / 60:.1f} min"
 
 
 def score(cases: list[Case], masks: Path, labels: dict[int, str]) -> str:

@@ -2,13 +2,12 @@
 
 Where the scans are, `python -m tests.bench.gpu --cohort DIR --archive gpu.tar.xz` preprocesses and packs them. Where the
 GPU is, `python -m tests.bench.gpu --archive gpu.tar.xz --seconds 480` plans anew for that device, trains fold 0 and prints
-a table. The second needs torch, numpy, scipy, pandas, tensorboard, psutil, tqdm, typer and MONAI (one small wheel of
-Python), and neither nibabel, SimpleITK nor Snakemake; plus `pipeline/` and `tests/bench/` of this project.
+a table. The second needs torch, numpy, scipy, pyyaml, psutil, tensorboard, tqdm, typer, and as small wheels where they are
+missing monai, jsonschema, jsonschema-specifications, referencing and rpds-py; no nibabel, SimpleITK or Snakemake.
 """
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,10 +21,9 @@ from typing import Any
 from pipeline import errors, records
 from pipeline.errors import PipelineError
 from pipeline.paths import Results
+from tests.bench.ours import CONFIGURATION, ROOT, Ours, read_facts
 
-ROOT = Path(__file__).parents[2]
 FILES = Results("gpu")
-CONFIGURATION = "3d_fullres"
 FOLD, NUM_FOLDS = 0, 5
 GOAL = 0.89  # validation DSC
 START_S = 120  # allowed on top of the training for imports, compilation and the model file
@@ -49,8 +47,6 @@ def main(
 
 def pack(cohort: Path, archive: Path, threads: int) -> None:
     """Preprocess all folds here and put what training reads, with its settings, into one file."""
-    from tests.bench.ours import Ours  # needs packages that the machine with the GPU may lack
-
     config = {"name": FILES.name, "cohort": str(cohort.resolve()), "configurations": [CONFIGURATION]}
     ours = Ours((archive.parent / "ours").resolve(), {**config, "folds": NUM_FOLDS, "threads": threads})
     ours.snakemake(*(FILES.preprocessed(CONFIGURATION, fold) for fold in range(NUM_FOLDS)), threads=threads)
@@ -112,28 +108,25 @@ def watch_gpu(path: Path) -> subprocess.Popen:
 
 def describe(folder: Path, log: str) -> list[tuple[str, str]]:
     """Rows of the table, from the files and the log of the training."""
+    facts = read_facts(folder / FILES.training_facts(CONFIGURATION, FOLD), log)
     progress = records.read_table(folder / FILES.progress(CONFIGURATION, FOLD))
-    steps, batch = int(progress[-1]["step"]), int(re.findall(r"steps of (\d+)", log)[-1])
-    elapsed_s = float(progress[-1]["elapsed_s"])
-    reached = [float(row["elapsed_s"]) for row in progress if float(row["validation_dsc"] or 0) >= GOAL]
-    best, last = max(float(row["validation_dsc"] or 0) for row in progress), float(progress[-1]["validation_dsc"] or 0)
-    lines = [line.removeprefix("device: ") for line in log.splitlines() if line.startswith(("device: ", "budget: "))]
+    dsc = [float(row["validation_dsc"] or 0) for row in progress]
+    minutes = [float(row["elapsed_s"]) / 60 for row in progress]
+    reached = [when for when, value in zip(minutes, dsc, strict=True) if value >= GOAL]
     rows = [
-        ("device", lines[0] if lines else "?"),
-        ("plan", lines[-1] if lines else "?"),
-        (f"validation DSC {GOAL}", f"after {reached[0] / 60:.2f} min" if reached else f"not reached, best {best:.3f}"),
-        ("validation DSC at the end", f"{last:.3f} after {elapsed_s / 60:.2f} min"),
-        ("samples per second", f"{steps * batch / elapsed_s:.1f} ({steps} steps of {batch}, validation included)"),
+        ("device", facts.device),
+        ("budget", facts.reason),
+        (f"validation DSC {GOAL}", f"after {reached[0]:.2f} min" if reached else f"not reached, best {max(dsc):.3f}"),
+        ("validation DSC at the end", f"{dsc[-1]:.3f} after {minutes[-1]:.2f} min"),
+        ("samples per second", f"{facts.samples_per_second:.1f}, validation included"),
+        ("steps", f"{facts.steps} of {facts.batch_size}, width {facts.width}"),
+        ("share of the time that waits for data", f"{facts.data_share:.1%}, augmentation included"),
     ]
     if (path := folder / "gpu.csv").exists():
         samples = [tuple(map(float, line.split(","))) for line in path.read_text().splitlines() if line.count(",") == 1]
         busy = samples[len(samples) // 5 :]  # the first fifth holds imports and compilation
         rows.append(("GPU utilisation", f"{mean(percent for percent, _ in busy):.0f} % after the first fifth"))
         rows.append(("GPU memory", f"{max(memory for _, memory in samples) / 1024:.1f} GiB at most"))
-    if (path := folder / FILES.training(CONFIGURATION, FOLD) / "training.json").exists():
-        parts = records.read_json(path)["seconds"]
-        total = sum(parts.values())
-        rows += [(f"share of {name}", f"{seconds / total:.1%}") for name, seconds in parts.items()]
     return rows
 
 

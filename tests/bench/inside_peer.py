@@ -115,6 +115,7 @@ def predict(trainer: nnUNetTrainer, dataset: str, masks: Path) -> dict[str, obje
     predictor.predict_from_files_sequential(
         [[str(path) for path in sorted(images.glob(f"{case}_[0-9][0-9][0-9][0-9].nii.gz"))] for case in cases],
         [str(masks / case) for case in cases],
+        overwrite=False,  # a killed run goes on
     )
     return {"cases": len(cases), "seconds": time.perf_counter() - begin}
 

@@ -4,6 +4,7 @@ Calls what a user calls, `snakemake` and `python -m pipeline.train`, so that a b
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from pipeline import records
 from pipeline.config import complete
 from pipeline.errors import PipelineError
 from pipeline.paths import Results
+from pipeline.records import TrainingFacts
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("RESULTS.md")
@@ -50,27 +52,32 @@ class Ours:
         command = ["snakemake", "--snakefile", ROOT / "Snakefile", "--directory", self.folder]
         run(*command, "--configfile", configfile, "--cores", threads, *targets)
 
-    def train(self, *, fold: int, iterations: int, threads: int, device: str) -> list[tuple[int, float]]:
-        """Train from the start; steps and elapsed seconds of each line of its progress."""
+    def train(self, *, fold: int, iterations: int, threads: int, device: str) -> str:
+        """Train from the start, by hand; returns the log."""
         shutil.rmtree(self.folder / self.files.training(CONFIGURATION, fold), ignore_errors=True)
         settings = {**json.loads(self.settings("train")), "iterations": iterations}
         settings.pop("minutes", None)
-        run(
+        return run(
             *(sys.executable, "-m", "pipeline.train", "--results", self.config["name"], "--fold", fold),
             *("--configuration", CONFIGURATION, "--settings", json.dumps(settings)),
             *("--device", device, "--seed", "0", "--threads", threads),
             folder=self.folder,
         )
-        return self.progress(fold)
 
     def progress(self, fold: int) -> list[tuple[int, float]]:
+        """Steps and elapsed seconds of each line."""
         rows = records.read_table(self.folder / self.files.progress(CONFIGURATION, fold))
         return [(int(row["step"]), float(row["elapsed_s"])) for row in rows]
 
-    def shares(self, fold: int) -> dict[str, float] | None:
-        """Seconds by part of a step (data, augmentation, step), if this version of `train` writes them down."""
-        path = self.folder / self.files.training(CONFIGURATION, fold) / "training.json"
-        return records.read_json(path).get("seconds") if path.exists() else None
+
+def read_facts(path: Path, log: str) -> TrainingFacts:
+    """What a training says of itself; from its log, without the share of the data, if it wrote no facts."""
+    if path.exists():
+        return records.read_facts(path)
+    found = {name: re.findall(rf"^{name}: (.*)", log, re.MULTILINE)[-1] for name in ("device", "budget", "trained")}
+    steps, seconds = map(int, re.findall(r"\d+", found["trained"])[:2])
+    width, batch = (int(re.findall(rf"{words} (\d+)", found["budget"])[-1]) for words in ("at width", "steps of"))
+    return TrainingFacts(found["device"], width, batch, steps, seconds, math.nan, found["budget"])
 
 
 def run(*command: object, folder: Path = ROOT, log: Path | None = None) -> str:

@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from monai.networks.nets import DynUNet
 
-from pipeline import errors
+from pipeline import errors, records
 from tests.bench.ours import CONFIGURATION, Ours, machine, record
 from tests.bench.peer import DATASET, INSIDE, NUM_FOLDS, PACKAGE, Peer, prepare
 
@@ -57,11 +58,13 @@ def compare(
     theirs: list[float] = []
     waits: list[float] = []
     own: list[float] = []
+    form = ""
     for _ in range(rounds):
         found = peer_steps(peer, batch_size, steps, best)
         theirs += found["seconds"]
         waits += found["waits"]
-        own += own_steps(ours, steps, threads)
+        seconds, form = own_steps(ours, steps, threads)
+        own += seconds
     slow, fast = median(theirs) / batch_size, median(own) / batch_size
     rows = [
         (
@@ -72,13 +75,12 @@ def compare(
         (
             "Segsnake",
             f"{fast:.3f} s per sample, {slow / fast:.2f} times as fast",
-            f"{len(own)} steps, turn by turn with the peer",
+            f"{form}; {len(own)} steps",
         ),
     ]
-    if parts := ours.shares(NO_FOLD):
-        total = sum(parts.values())
-        share = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in parts.items())
-        rows.append(("Segsnake", share, "of the time of all steps, the first included"))
+    if (path := ours.folder / ours.files.training_facts(CONFIGURATION, NO_FOLD)).exists():
+        share = records.read_facts(path).data_share
+        rows.append(("Segsnake", f"{share:.1%} of the time waits for data", "augmentation included, all steps"))
     return rows
 
 
@@ -101,11 +103,12 @@ def peer_steps(peer: Peer, batch_size: int, steps: int, workers: int) -> dict[st
     return found
 
 
-def own_steps(ours: Ours, steps: int, threads: int) -> list[float]:
-    """Seconds per step after the warm-up, checkpoints included: differences of the lines in progress.tsv."""
-    lines = ours.train(fold=NO_FOLD, iterations=WARM_UP + steps, threads=threads, device="cpu")
-    lines = [line for line in lines if line[0] >= WARM_UP]
-    return [(late - early) / (last - first) for (first, early), (last, late) in pairwise(lines)]
+def own_steps(ours: Ours, steps: int, threads: int) -> tuple[list[float], str]:
+    """Seconds per step after the warm-up, checkpoints included, by the lines of progress.tsv; and the form that was taken."""
+    log = ours.train(fold=NO_FOLD, iterations=WARM_UP + steps, threads=threads, device="cpu")
+    lines = [line for line in ours.progress(NO_FOLD) if line[0] >= WARM_UP]
+    seconds = [(late - early) / (last - first) for (first, early), (last, late) in pairwise(lines)]
+    return seconds, ", ".join(re.findall(r"^form: (.*)", log, re.MULTILINE))
 
 
 def time_network(batch_size: int, steps: int) -> Iterator[tuple[str, str]]:
