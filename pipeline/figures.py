@@ -178,7 +178,7 @@ def tile(grey: Slice, *, window: Window | None = None, reference: Masks = (), pr
     """
     low, high = window or grey_window(grey, is_ct=False)
     scale = max(1, round(TILE_EDGE / max(grey.shape)))
-    shade = ((grey.astype(np.float32) - low) / (high - low)).clip(0, 1) * 255
+    shade = np.nan_to_num((grey.astype(np.float32) - low) / (high - low)).clip(0, 1) * 255  # what is no number: black
     picture = np.repeat(_enlarged(shade, scale)[..., None], 3, axis=2)
     for masks, (width, opacity) in ((reference, TILE_REFERENCE), (prediction, TILE_PREDICTION)):
         for index, mask in enumerate(masks):

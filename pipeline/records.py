@@ -79,22 +79,30 @@ class Cohort:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingFacts:
-    """What one training did with its budget; `data_share` of the time it waited for patches, augmentation included."""
+    """What one training did with its budget; `waited_s` of `elapsed_s` went into patches and their augmentation."""
 
     device: str
+    form: str
     width: int
+    patch_size: tuple[int, ...]
     batch_size: int
     steps: int
     elapsed_s: float
-    data_share: float
+    waited_s: float
     reason: str
+    alarms: tuple[str, ...]
 
     @property
     def samples_per_second(self) -> float:
         """NaN for a training without a step."""
         return self.steps * self.batch_size / self.elapsed_s if self.elapsed_s else math.nan
+
+    @property
+    def waited_share(self) -> float:
+        """NaN for a training without a step."""
+        return self.waited_s / self.elapsed_s if self.elapsed_s else math.nan
 
 
 @contextmanager
@@ -188,7 +196,10 @@ def write_facts(path: Path, facts: TrainingFacts) -> None:
 
 
 def read_facts(path: Path) -> TrainingFacts:
-    return TrainingFacts(**read_json(path))
+    content = read_json(path)
+    for key in ("patch_size", "alarms"):
+        content[key] = tuple(content[key])
+    return TrainingFacts(**content)
 
 
 def sha256(path: Path) -> str:

@@ -39,11 +39,14 @@ from pipeline.nn.losses import Loss, make_loss
 from pipeline.nn.networks import build_network
 from pipeline.nn.outputs import count_voxels
 from pipeline.nn.patches import Batch, PatchSource, batches, draw_batch, open_sources
+from pipeline.nn.pictures import PICTURED_VALIDATIONS, augmented_sheet, draw_examples, log_pictures
+from pipeline.nn.skips import skip_rows
 from pipeline.nn.stepper import Stepper
 from pipeline.nn.stop import StopRequest
 from pipeline.nn.workers import ALONE, Workers, join_workers, leave_workers
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
+from pipeline.records import TrainingFacts
 
 PROGRESS = ("step", "elapsed_s", "learning_rate", "train_loss", "validation_loss", "validation_dsc")
 NUM_VALIDATIONS = 20
@@ -138,14 +141,14 @@ def train(
         may_split=workers.count == 1,
     )
     alarms = Alarms(plan.regions or plan.labels[1:], device.where)
-    step, elapsed_s, rows = 0, 0.0, []
+    step, elapsed_s, waited_s, rows = 0, 0.0, 0.0, []
     if saved:
         network.load_state_dict(saved["network"])
         stepper.load_state_dict(saved["stepper"])
         if averaged:
             averaged.load_state_dict(saved["averaged"])
         alarms.load_state_dict(saved["alarms"])
-        step, elapsed_s, rows = saved["step"], saved["elapsed_s"], saved["rows"]
+        step, elapsed_s, waited_s, rows = (saved[name] for name in ("step", "elapsed_s", "waited_s", "rows"))
         log(f"resumed: {checkpoint} at step {step} after {elapsed_s:.0f} s of training")
 
     def draw(step: int) -> Batch:
@@ -164,11 +167,18 @@ def train(
                 "form": form.name,
                 "step": step,
                 "elapsed_s": elapsed_s,
+                "waited_s": waited_s,
                 "rows": rows,
             },
         )
 
-    last_save = time.monotonic()
+    examples = draw_examples(validation or training, budget.patch_size, seed, device)
+    if settings["augment"] and workers.is_first and not saved:
+        picture = augmented_sheet(training, budget.patch_size, plan, options, mirrors, seed)
+        with records.written_whole(folder / "augmented.png") as partial:
+            partial.write_bytes(picture)
+
+    last_save = asked = time.monotonic()
     begin = last_save - elapsed_s
     save_interval_s = SMALLEST_SAVE_INTERVAL_S
     losses: list[torch.Tensor] = []
@@ -191,6 +201,7 @@ def train(
             reference = reference.to(device.where, non_blocking=True)
             if settings["augment"]:
                 image, reference = augment(image, reference, options, mirrors)
+            waited_s += time.monotonic() - asked
             loss, is_finite = stepper.step((image, reference))
             if averaged:
                 averaged.update_parameters(network)
@@ -214,6 +225,8 @@ def train(
                     for name, value in zip(PROGRESS[2:], row[2:], strict=True):
                         if value is not None:
                             events.add_scalar(name, value, step)
+                    if len(rows) in PICTURED_VALIDATIONS:
+                        log_pictures(events, step, final, *examples, plan, form)
                     bar.set_postfix(loss=f"{train_loss:.3f}", validation_dsc=f"{seen.dsc or 0:.3f}", refresh=False)
                 (elapsed_s,) = workers.agree(time.monotonic() - begin)
             if is_stopped:
@@ -224,8 +237,25 @@ def train(
                 last_save = time.monotonic()
                 save()
                 save_interval_s = max(SMALLEST_SAVE_INTERVAL_S, (time.monotonic() - last_save) / SAVING_SHARE)
+            asked = time.monotonic()
     if workers.is_first:
         alarms.check_end()
+        records.write_table(folder / "skips.tsv", records.SKIPS, skip_rows(final, examples[0], form))
+        records.write_facts(
+            folder / "training.json",
+            TrainingFacts(
+                device=str(device),
+                form=form.name,
+                width=budget.width,
+                patch_size=budget.patch_size,
+                batch_size=budget.batch_size,
+                steps=step,
+                elapsed_s=round(elapsed_s, 2),
+                waited_s=round(waited_s, 2),
+                reason=budget.reason,
+                alarms=tuple(alarms.messages),
+            ),
+        )
     log(f"trained: {step} steps in {elapsed_s:.0f} s")
     return final.state_dict(), budget.width
 

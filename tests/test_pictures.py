@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from pipeline import figures
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.augment import Options
-from pipeline.nn.device import Device
+from pipeline.nn.forms import Form
 from pipeline.nn.networks import build_network
 from pipeline.nn.outputs import masks_of
 from pipeline.nn.patches import PatchSource
@@ -19,7 +19,7 @@ from pipeline.preprocess import foreground_locations
 from tests.test_preprocess import make_plan
 
 OPTIONS = Options(elastic=True, artefacts=())
-CPU = Device(torch.device("cpu"), None)
+FORM = Form(torch.float32, torch.contiguous_format)
 FLAT = dict(dims=2, patch_size=(24, 16), strides=((1, 1), (2, 2), (2, 2)), kernels=((3, 3),) * 3)
 RED, BLUE = ([round(255 * part) for part in figures.to_rgb(colour)] for colour in figures.PALETTE[:2])
 
@@ -40,7 +40,8 @@ def source(channels=1):
     classes = np.zeros((9, 24, 18), np.uint16)
     classes[2:7, 0:9, 4:12] = 2
     image = random.normal(size=(channels, *classes.shape)).astype(np.float32) + classes
-    return PatchSource("case", image, classes, foreground_locations(classes))
+    tensors = torch.from_numpy(image), torch.from_numpy(classes.view(np.int16))
+    return PatchSource("case", *tensors, foreground_locations(classes))
 
 
 @pytest.mark.parametrize("plan", [make_plan(), make_plan(**FLAT)], ids=["3d", "2d"])
@@ -50,8 +51,8 @@ def test_pictures_leave_mode_and_random_state_as_they_were(plan):
     image, reference = torch.randn(2, 1, *plan.patch_size), torch.randint(3, (2, 1, *plan.patch_size))
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     events = Events()
-    log_pictures(events, 3, network, image, reference, plan, CPU)
-    augmented_sheet([source()], plan, OPTIONS, (), (1, 0))
+    log_pictures(events, 3, network, image, reference, plan, FORM)
+    augmented_sheet([source()], plan.patch_size, plan, OPTIONS, (), (1, 0))
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()
     assert all(module.training for module in network.modules())
@@ -61,7 +62,7 @@ def test_pictures_leave_mode_and_random_state_as_they_were(plan):
 def test_a_network_without_skips_has_no_picture_of_them():
     events, plan = Events(), make_plan(**FLAT)
     image = torch.zeros(1, 1, 24, 16)
-    log_pictures(events, 1, torch.nn.Conv2d(1, 3, 1), image, image.to(torch.int16), plan, CPU)
+    log_pictures(events, 1, torch.nn.Conv2d(1, 3, 1), image, image.to(torch.int16), plan, FORM)
     assert set(events.pictures) == {("prediction", 1)}
 
 
@@ -113,12 +114,12 @@ def test_tiles_of_any_size_are_arranged_without_overlap():
 @pytest.mark.parametrize("changes", [{}, FLAT], ids=["3d", "2d"])
 def test_augmented_patches_are_drawn_below_the_originals(changes, channels):
     plan = make_plan(**changes, channels=("MRI",) * channels)
-    png = augmented_sheet([source(channels)], plan, OPTIONS, find_mirrors(plan, ["x"]), (1, 0))
+    png = augmented_sheet([source(channels)], plan.patch_size, plan, OPTIONS, find_mirrors(plan, ["x"]), (1, 0))
     pixels = imread(io.BytesIO(png), format="png")
     rows, columns = plan.patch_size[-2:]
     assert pixels.shape[0] / pixels.shape[1] == pytest.approx(2 * channels * rows / (6 * columns), rel=0.1)
     halves = np.array_split(pixels[: len(pixels) // channels], 2)
     assert not np.array_equal(*halves), "some patch has changed"
-    assert augmented_sheet([source(channels)], plan, OPTIONS, find_mirrors(plan, ["x"]), (1, 0)) == png, (
-        "the same seed, the same picture"
-    )
+    assert (
+        augmented_sheet([source(channels)], plan.patch_size, plan, OPTIONS, find_mirrors(plan, ["x"]), (1, 0)) == png
+    ), "the same seed, the same picture"

@@ -1,6 +1,7 @@
 """Promises of the report: one page that needs nothing else, says every number, and trusts no name."""
 
 import base64
+import dataclasses
 import io
 import json
 import math
@@ -60,10 +61,7 @@ def make_run(
         plan = {"dims": 2, "spacing_mm": [None, 1.0, 1.5], "reasons": {"spacing_mm": f"the median, not {EVIL}"}}
         records.write_json(files.plan(configuration), plan)
         for fold in (0, 1):
-            facts = TrainingFacts(
-                EVIL, width=16, batch_size=4, steps=500, elapsed_s=40, data_share=0.07, reason=f"why {EVIL}"
-            )
-            records.write_facts(files.training_facts(configuration, fold), facts)
+            records.write_facts(files.training_facts(configuration, fold), facts())
             records.write_table(files.skips(configuration, fold), records.SKIPS, [skip_row(), skip_row(effect=0.5)])
             files.augmented(configuration, fold).write_bytes(sheet())
             rows = [
@@ -77,6 +75,22 @@ def make_run(
         records.write_json(files.choice, {"per_fold": per_fold, "for_new_scans": ["3d"], "scores": scores})
     evaluate.main(files.name, ",".join(configurations), "0,1", json.dumps({"tolerance_mm": 2}))
     return files
+
+
+def facts(**changes: Any) -> TrainingFacts:
+    usual = TrainingFacts(
+        device=f"CPU {EVIL}",
+        form="float32 contiguous_format",
+        width=16,
+        patch_size=(24, 32),
+        batch_size=4,
+        steps=500,
+        elapsed_s=40.0,
+        waited_s=2.8,
+        reason=f"why {EVIL}",
+        alarms=(),
+    )
+    return dataclasses.replace(usual, **changes)
 
 
 def skip_row(**changes: Any) -> dict[str, Any]:
@@ -184,10 +198,23 @@ def test_a_training_without_progress_is_left_out() -> None:
 
 def test_the_page_says_what_every_training_did_with_its_budget() -> None:
     page = page_of(make_run(["2d", "3d"], {1: "liver"}, [1]))
-    cells = '<td class="num">16</td>\n<td class="num">4</td><td class="num">500</td><td class="num">40</td>'
-    assert page.count(cells) == 4, "two configurations, two folds"
-    assert page.count('<td class="num">50</td><td class="num">7%</td>') == 4
+    cells = "16", "24 × 32", "4", "500", "40", "50", "7%"
+    assert re.sub(r"\s*\n", "", page).count("".join(f'<td class="num">{cell}</td>' for cell in cells)) == 4
+    assert page.count("float32 contiguous format") == 4, "two configurations, two folds"
     assert page.count("why &lt;script&gt;") == 2, "once per configuration"
+
+
+def test_alarms_of_a_training_are_said_with_their_fold() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    records.write_facts(files.training_facts("2d", 1), facts(alarms=(f"label {EVIL} was never predicted",)))
+    page = page_of(files)
+    assert '<span class="alarm">Fold 1: label &lt;script&gt;' in page and "Fold 0:" not in page
+
+
+def test_facts_of_a_training_come_back_as_they_were_written(tmp_path: Path) -> None:
+    written = facts(alarms=("one", "two"))
+    records.write_facts(tmp_path / "training.json", written)
+    assert records.read_facts(tmp_path / "training.json") == written
 
 
 def test_living_skips_are_one_sentence() -> None:
@@ -244,7 +271,8 @@ def test_the_patches_of_one_fold_are_shown_at_a_fraction_of_their_size() -> None
 
 
 def test_no_seconds_are_no_speed() -> None:
-    assert math.isnan(TrainingFacts("CPU", 8, 2, 0, 0.0, 0.0, "").samples_per_second)
+    nothing = facts(steps=0, elapsed_s=0.0, waited_s=0.0)
+    assert math.isnan(nothing.samples_per_second) and math.isnan(nothing.waited_share)
 
 
 @pytest.mark.parametrize(

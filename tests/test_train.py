@@ -7,7 +7,9 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline import records
 from pipeline import train as module
 from pipeline.budget import fit_budget
 from pipeline.config import complete
@@ -297,6 +299,23 @@ def test_progress_is_written_for_the_report(tmp_path):
     assert lines[0].split("\t") == list(module.PROGRESS)
     assert lines[-1].split("\t")[0] == "4"
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_what_was_seen_and_done_is_left_for_the_report(tmp_path):
+    run(tmp_path, {"iterations": 4})
+    facts = records.read_facts(tmp_path / "training.json")
+    assert (facts.steps, facts.width, facts.batch_size, facts.patch_size) == (4, 4, 2, (16, 24, 16))
+    assert 0 < facts.waited_s < facts.elapsed_s
+    rows = records.read_table(tmp_path / "skips.tsv")
+    assert [row["skip"] for row in rows] == ["1: 16 x 24 x 16", "2: 16 x 12 x 8"]
+    assert (tmp_path / "augmented.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [image.step for image in events.Images("skips")] == [1], "of 20 validations it had 4"
+
+
+def test_without_augmentation_there_is_no_picture_of_it(tmp_path):
+    run(tmp_path, {"iterations": 1, "augment": False})
+    assert not (tmp_path / "augmented.png").exists()
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing():

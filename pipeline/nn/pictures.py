@@ -15,14 +15,24 @@ from pipeline.figures import Picture
 from pipeline.mirrors import Mirror
 from pipeline.nn.augment import Options, augment
 from pipeline.nn.device import Device
+from pipeline.nn.forms import Form
 from pipeline.nn.outputs import found_masks, masks_of
-from pipeline.nn.patches import PatchSource, draw_batch
+from pipeline.nn.patches import Batch, PatchSource, draw_batch
 from pipeline.nn.skips import Joint, finest_first, watched
 from pipeline.plan import Plan
 
+NUM_EXAMPLES = 2
 PICTURED_VALIDATIONS = (1, 5, 10, 20)
 PICTURED_CHANNELS = 6  # of each skip connection
 PICTURED_PATCHES = 6  # before and after augmentation
+
+
+def draw_examples(
+    sources: Sequence[PatchSource], patch_size: Sequence[int], seed: Sequence[int], device: Device
+) -> Batch:
+    """A few labelled patches to look at, the same whenever a training starts or goes on."""
+    image, reference = draw_batch(sources, patch_size, NUM_EXAMPLES, 1.0, np.random.default_rng(seed))
+    return image.to(device.where), reference.to(device.where)
 
 
 def log_pictures(
@@ -32,7 +42,7 @@ def log_pictures(
     image: torch.Tensor,
     reference: torch.Tensor,
     plan: Plan,
-    device: Device,
+    form: Form,
 ) -> None:
     """To TensorBoard: the first patch with outlines of reference and prediction, and some channels of every skip."""
     maps: dict[Joint, torch.Tensor] = {}
@@ -41,7 +51,7 @@ def log_pictures(
         maps[joint] = middle(skip[:, :PICTURED_CHANNELS].float())[0]
         return skip
 
-    outputs = watched(network, image[:1], plan, device, keep)
+    outputs = watched(network, image[:1], form, keep)
     tiles = result_tiles(middle(image[:1]), middle(reference[:1]), middle(outputs), plan)
     events.add_image("prediction", figures.arrange([tiles]), step, dataformats="HWC")
     if maps:
@@ -69,10 +79,16 @@ def outlined(masks: torch.Tensor, plan: Plan) -> NDArray[np.bool_]:
 
 
 def augmented_sheet(
-    sources: Sequence[PatchSource], plan: Plan, options: Options, mirrors: Sequence[Mirror], seed: Sequence[int]
+    sources: Sequence[PatchSource],
+    patch_size: Sequence[int],
+    plan: Plan,
+    options: Options,
+    mirrors: Sequence[Mirror],
+    seed: Sequence[int],
 ) -> bytes:
     """PNG of some training patches with the outlines of their labels: as they are, and below as the network sees them."""
-    image, reference = draw_batch(sources, plan.patch_size, PICTURED_PATCHES, 1.0, np.random.default_rng(seed))
+    image, reference = draw_batch(sources, patch_size, PICTURED_PATCHES, 1.0, np.random.default_rng(seed))
+    image, reference = image.cpu(), reference.cpu()  # where random numbers can be put back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed[0])
         changed, moved = augment(image, reference, options, mirrors)

@@ -14,9 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pipeline import records
-from pipeline.nn.device import Device
-from pipeline.nn.forms import usual_form
-from pipeline.plan import Plan
+from pipeline.nn.forms import Form
 
 CONSTANT = 1e-3  # a channel that varies by less, as a share of the skip's largest value, says nothing: it is dead
 Kind = Literal["joined", "added"]
@@ -89,15 +87,16 @@ class SkipWatch(TorchFunctionMode):
 
 
 @torch.no_grad()
-def watched(network: torch.nn.Module, image: torch.Tensor, plan: Plan, device: Device, visit: Visit) -> torch.Tensor:
-    """The network's output for (B, C, …) in evaluation mode, as `visit` lets it be; then back to the mode of before."""
+def watched(network: torch.nn.Module, image: torch.Tensor, form: Form, visit: Visit) -> torch.Tensor:
+    """The network's output for (B, C, …) in evaluation mode, as `visit` lets it be; then back to the mode of before.
+
+    The network must not be compiled, and the image lies where it does.
+    """
     was_training = network.training
     network.eval()
     try:
-        form = usual_form(device, plan.dims)
-        image = image.to(device.where, memory_format=form.layout)
-        with form.autocast(device.where), SkipWatch(plan.dims, visit):
-            output: torch.Tensor = network(image)
+        with form.autocast(image.device), SkipWatch(image.ndim - 2, visit):
+            output: torch.Tensor = network(image.to(memory_format=form.layout))
     finally:
         network.train(was_training)
     return output.float()
@@ -109,7 +108,7 @@ def finest_first(found: Collection[Joint]) -> list[Joint]:
     return sorted(joined, key=lambda joint: -prod(joint.shape))
 
 
-def skip_rows(network: torch.nn.Module, image: torch.Tensor, plan: Plan, device: Device) -> list[dict[str, object]]:
+def skip_rows(network: torch.nn.Module, image: torch.Tensor, form: Form) -> list[dict[str, object]]:
     """A row of skips.tsv per skip connection, finest first; none for a network in which none is found.
 
     Args:
@@ -121,10 +120,10 @@ def skip_rows(network: torch.nn.Module, image: torch.Tensor, plan: Plan, device:
         activations[joint] = describe(skip)
         return skip
 
-    logits = watched(network, image, plan, device, measure)
+    logits = watched(network, image, form, measure)
     rows = []
     for index, joint in enumerate(finest_first(activations), start=1):
-        without = watched(network, image, plan, device, _zero(joint))
+        without = watched(network, image, form, _zero(joint))
         activation = activations[joint]
         effect = float((without - logits).norm() / logits.norm().clamp_min(1e-12))
         rows.append(
