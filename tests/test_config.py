@@ -42,6 +42,11 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ({"run_folds": [7]}, "run_folds has [7], yet folds is 5: 0 to 4 exist"),
         ({"train": {"minutes": 3, "epochs": 2}}, "train has minutes and epochs: one budget expected"),
         ({"configurations": ["attention"]}, "configurations.attention needs `dims: 2` or `dims: 3`"),
+        ({"configurations": ["3d_cascade_fullres"]}, "only 2d, 3d_fullres, 3d_lowres are known without it"),
+        (
+            {"normalisation": {0: "minmax"}},
+            "normalisation.0 is 'minmax': is not one of ['ct', 'zscore', 'rescale', 'none']",
+        ),
         ({"configurations": {"ensemble": {"dims": 3}}}, "configurations"),
         ({"configurations": {"2d": {"patch_size": [8, 8, 8]}}}, "2 numbers expected, for dims is 2"),
         ({"train": {"loss": "mse"}}, "train.loss is 'mse', for segmentation one of dice_ce, ce, topk_ce, dice"),

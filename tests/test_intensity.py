@@ -25,7 +25,20 @@ def test_zscore_inside_nonzero_voxels_leaves_the_others_zero():
     assert result[image != 0].mean() == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("scheme", ["zscore", "zscore_nonzero", "ct"])
+def test_rescale_takes_the_minimum_to_zero_and_the_maximum_to_one():
+    result = normalise(np.array([[[-50.0, 0.0, 150.0]]], np.float32), "rescale", NOTHING)
+    assert result.ravel() == pytest.approx([0, 0.25, 1])
+    assert (normalise(np.full((3, 4, 5), 7, np.float32), "rescale", NOTHING) == 0).all(), "a constant channel"
+
+
+def test_none_leaves_every_value_as_it_is():
+    image = np.random.default_rng(0).normal(700, 300, (9, 11, 13)).astype(np.float32)
+    result = normalise(image, "none", NOTHING)
+    assert (result == image).all()
+    assert result.dtype == np.float32
+
+
+@pytest.mark.parametrize("scheme", ["zscore", "zscore_nonzero", "ct", "rescale", "none"])
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def test_a_constant_scan_gives_finite_numbers(scheme, value):
     assert np.isfinite(normalise(np.full((3, 3, 3), value, np.float32), scheme, NOTHING)).all()

@@ -85,6 +85,16 @@ def test_a_configuration_that_the_cohort_does_not_need_is_left_out_and_the_repor
         assert {path.name for path in (results / stage).iterdir()} - {"ensemble"} == {"2d", "3d_fullres"}
 
 
+def test_a_configuration_is_trained_once_its_plan_leaves_it_out_no_more(finished):
+    path = finished / "results/tiny/plan/3d_lowres.json"
+    as_planned = path.read_bytes()
+    path.write_text(json.dumps({**json.loads(as_planned), "left_out": None}))
+    shown = snakemake(finished, "--dry-run")
+    path.write_bytes(as_planned)
+    assert "results/tiny/predict/3d_lowres/fold_1.json" in shown.stdout
+    assert {"preprocess", "train", "predict", "ensemble", "evaluate", "report"} == jobs(shown)
+
+
 def test_a_dry_run_shows_what_runs_whatever_the_plan_leaves_out(small_cohort):
     shown = snakemake(small_cohort, "--dry-run")
     assert "train              4" in shown.stdout
