@@ -100,7 +100,7 @@ class TrainingFacts:
         return self.steps * self.batch_size / self.elapsed_s if self.elapsed_s else math.nan
 
     @property
-    def waited_share(self) -> float:
+    def data_share(self) -> float:
         """NaN for a training without a step."""
         return self.waited_s / self.elapsed_s if self.elapsed_s else math.nan
 

@@ -272,7 +272,7 @@ def test_the_patches_of_one_fold_are_shown_at_a_fraction_of_their_size() -> None
 
 def test_no_seconds_are_no_speed() -> None:
     nothing = facts(steps=0, elapsed_s=0.0, waited_s=0.0)
-    assert math.isnan(nothing.samples_per_second) and math.isnan(nothing.waited_share)
+    assert math.isnan(nothing.samples_per_second) and math.isnan(nothing.data_share)
 
 
 @pytest.mark.parametrize(

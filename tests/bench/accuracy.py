@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.images import read_labels_ras
 from pipeline.metrics import dsc
 from pipeline.records import Case
-from tests.bench.ours import CONFIGURATION, Ours, machine, read_facts, record
+from tests.bench.ours import CONFIGURATION, Ours, machine, record
 from tests.bench.peer import DATASET, INSIDE, NUM_FOLDS, PACKAGE, SEED, folds_of, prepare
 
 FOLD = 0
@@ -61,8 +61,7 @@ def run_ours(cohort: Path, folder: Path, minutes: float, device: str, threads: i
     }
     ours = Ours((folder / "ours").resolve(), config)
     ours.snakemake(threads=threads)
-    log = (ours.folder / ours.files.log("train", f"{CONFIGURATION}/fold_{FOLD}")).read_text()
-    facts = read_facts(ours.folder / ours.files.training_facts(CONFIGURATION, FOLD), log)
+    facts = records.read_facts(ours.folder / ours.files.training_facts(CONFIGURATION, FOLD))
     samples = describe(facts.steps, facts.batch_size, facts.elapsed_s) + f", width {facts.width}"
     return "Segsnake", ours.folder / ours.files.mask(CONFIGURATION, "case").parent, samples
 

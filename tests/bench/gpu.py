@@ -21,7 +21,7 @@ from typing import Any
 from pipeline import errors, records
 from pipeline.errors import PipelineError
 from pipeline.paths import Results
-from tests.bench.ours import CONFIGURATION, ROOT, Ours, read_facts
+from tests.bench.ours import CONFIGURATION, ROOT, Ours
 
 FILES = Results("gpu")
 FOLD, NUM_FOLDS = 0, 5
@@ -77,18 +77,18 @@ def measure(archive: Path, seconds: float, device: str, threads: int, memory_gib
     sampler = watch_gpu(folder / "gpu.csv") if device == "cuda" else None
     try:
         more = ("--fold", FOLD, "--seed", 0, "--settings", json.dumps(train))
-        log = stage("train", *shared, *more, folder=folder, limit_s=left_s + START_S)
+        stage("train", *shared, *more, folder=folder, limit_s=left_s + START_S)
     finally:
         if sampler:
             sampler.terminate()
             sampler.wait()
-    rows = describe(folder, log)
+    rows = describe(folder)
     shutil.rmtree(folder)
     return "\n".join(["| measure | figure |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in rows)])
 
 
-def stage(name: str, *options: object, folder: Path, limit_s: float) -> str:
-    """Run a stage by hand; what it prints goes on to the screen and is returned."""
+def stage(name: str, *options: object, folder: Path, limit_s: float) -> None:
+    """Run a stage by hand; what it prints goes on to the screen."""
     command = [sys.executable, "-m", f"pipeline.{name}", *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -96,7 +96,6 @@ def stage(name: str, *options: object, folder: Path, limit_s: float) -> str:
     print(done.stdout, flush=True)
     if done.returncode:
         raise PipelineError(f"pipeline.{name}: failed with {done.returncode}; see above.")
-    return done.stdout
 
 
 def watch_gpu(path: Path) -> subprocess.Popen:
@@ -106,9 +105,9 @@ def watch_gpu(path: Path) -> subprocess.Popen:
         return subprocess.Popen(query, stdout=handle)
 
 
-def describe(folder: Path, log: str) -> list[tuple[str, str]]:
-    """Rows of the table, from the files and the log of the training."""
-    facts = read_facts(folder / FILES.training_facts(CONFIGURATION, FOLD), log)
+def describe(folder: Path) -> list[tuple[str, str]]:
+    """Rows of the table, from the files of the training."""
+    facts = records.read_facts(folder / FILES.training_facts(CONFIGURATION, FOLD))
     progress = records.read_table(folder / FILES.progress(CONFIGURATION, FOLD))
     dsc = [float(row["validation_dsc"] or 0) for row in progress]
     minutes = [float(row["elapsed_s"]) / 60 for row in progress]

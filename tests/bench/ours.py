@@ -4,7 +4,6 @@ Calls what a user calls, `snakemake` and `python -m pipeline.train`, so that a b
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -21,7 +20,6 @@ from pipeline import records
 from pipeline.config import complete
 from pipeline.errors import PipelineError
 from pipeline.paths import Results
-from pipeline.records import TrainingFacts
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("RESULTS.md")
@@ -68,16 +66,6 @@ class Ours:
         """Steps and elapsed seconds of each line."""
         rows = records.read_table(self.folder / self.files.progress(CONFIGURATION, fold))
         return [(int(row["step"]), float(row["elapsed_s"])) for row in rows]
-
-
-def read_facts(path: Path, log: str) -> TrainingFacts:
-    """What a training says of itself; from its log, without the share of the data, if it wrote no facts."""
-    if path.exists():
-        return records.read_facts(path)
-    found = {name: re.findall(rf"^{name}: (.*)", log, re.MULTILINE)[-1] for name in ("device", "budget", "trained")}
-    steps, seconds = map(int, re.findall(r"\d+", found["trained"])[:2])
-    width, batch = (int(re.findall(rf"{words} (\d+)", found["budget"])[-1]) for words in ("at width", "steps of"))
-    return TrainingFacts(found["device"], width, batch, steps, seconds, math.nan, found["budget"])
 
 
 def run(*command: object, folder: Path = ROOT, log: Path | None = None) -> str:
