@@ -3,10 +3,11 @@
 Where the scans are, `python -m tests.bench.gpu --cohort DIR --archive gpu.tar.xz` preprocesses and packs them. Where the
 GPU is, `python -m tests.bench.gpu --archive gpu.tar.xz --seconds 480` plans anew for that device, trains fold 0 and prints
 a table. The second needs torch, numpy, scipy, pyyaml, psutil, tensorboard, tqdm, typer, and as small wheels where they are
-missing monai, jsonschema, jsonschema-specifications, referencing and rpds-py; no nibabel, SimpleITK or Snakemake.
+missing monai, nibabel, jsonschema, jsonschema-specifications, referencing and rpds-py; no SimpleITK or Snakemake.
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ def pack(cohort: Path, archive: Path, threads: int) -> None:
     config = {"name": FILES.name, "cohort": str(cohort.resolve()), "configurations": [CONFIGURATION]}
     ours = Ours((archive.parent / "ours").resolve(), {**config, "folds": NUM_FOLDS, "threads": threads})
     ours.snakemake(*(FILES.preprocessed(CONFIGURATION, fold) for fold in range(NUM_FOLDS)), threads=threads)
-    settings = {key: json.loads(ours.settings(key)) for key in ("train", "configurations")}
+    settings = {"plan": json.loads(ours.plan_settings), "train": ours.train_settings}
     records.write_json(ours.folder / FILES.root / SETTINGS, settings)
     parts = [FILES.cases, FILES.cohort, FILES.fingerprint, FILES.root / "plan", FILES.root / SETTINGS]
     with records.written_whole(archive) as partial, tarfile.open(partial, "w:xz", preset=1) as tar:
@@ -67,13 +68,12 @@ def measure(archive: Path, seconds: float, device: str, threads: int, memory_gib
         tar.extractall(folder, filter="data")
     settings = records.read_json(folder / FILES.root / SETTINGS)
     shared = ("--results", FILES.name, "--configuration", CONFIGURATION, "--device", device, "--threads", threads)
-    wanted = json.dumps(settings["configurations"][CONFIGURATION])
-    stage("plan", *shared, "--settings", wanted, "--memory-gib", memory_gib, folder=folder, limit_s=seconds)
+    wanted = ("--settings", json.dumps(settings["plan"]), "--memory-gib", memory_gib)
+    stage("plan", *shared, *wanted, folder=folder, limit_s=seconds)
     left_s = seconds - (time.monotonic() - begin) - START_S
     if left_s <= 0:
         raise PipelineError(f"{seconds:g} s given, {seconds - left_s:.0f} s needed before any training. Give more.")
-    train = {key: value for key, value in settings["train"].items() if key not in ("epochs", "iterations")}
-    train["minutes"] = left_s / 60
+    train = {**settings["train"], "minutes": left_s / 60}
     sampler = watch_gpu(folder / "gpu.csv") if device == "cuda" else None
     try:
         more = ("--fold", FOLD, "--seed", 0, "--settings", json.dumps(train))
@@ -119,8 +119,9 @@ def describe(folder: Path) -> list[tuple[str, str]]:
         ("validation DSC at the end", f"{dsc[-1]:.3f} after {minutes[-1]:.2f} min"),
         ("samples per second", f"{facts.samples_per_second:.1f}, validation included"),
         ("steps", f"{facts.steps} of {facts.batch_size}, width {facts.width}"),
-        ("share of the time that waits for data", f"{facts.data_share:.1%}, augmentation included"),
     ]
+    if not math.isnan(facts.data_share):
+        rows.append(("share of the time that waits for data", f"{facts.data_share:.1%}, augmentation included"))
     if (path := folder / "gpu.csv").exists():
         samples = [tuple(map(float, line.split(","))) for line in path.read_text().splitlines() if line.count(",") == 1]
         busy = samples[len(samples) // 5 :]  # the first fifth holds imports and compilation

@@ -12,13 +12,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 from pipeline import records
-from pipeline.config import complete
+from pipeline.config import BUDGETS
 from pipeline.errors import PipelineError
+from pipeline.flow import Run
 from pipeline.paths import Results
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +40,16 @@ class Ours:
     def files(self) -> Results:
         return Results(self.config["name"])
 
-    def settings(self, section: str) -> str:
-        """A section of the configuration, complete, as the rules hand it to the stages."""
-        return json.dumps(complete(self.config)[section])
+    @property
+    def plan_settings(self) -> str:
+        """As the rules hand them to the stages."""
+        return Run(self.config).configuration(SimpleNamespace(configuration=CONFIGURATION))
+
+    @property
+    def train_settings(self) -> dict[str, Any]:
+        """The same for training, without its budget."""
+        settings = json.loads(Run(self.config).settings("train"))
+        return {key: value for key, value in settings.items() if key not in BUDGETS}
 
     def snakemake(self, *targets: Path, threads: int) -> None:
         """Make these files, or everything."""
@@ -53,8 +62,7 @@ class Ours:
     def train(self, *, fold: int, iterations: int, threads: int, device: str) -> str:
         """Train from the start, by hand; returns the log."""
         shutil.rmtree(self.folder / self.files.training(CONFIGURATION, fold), ignore_errors=True)
-        settings = {**json.loads(self.settings("train")), "iterations": iterations}
-        settings.pop("minutes", None)
+        settings = {**self.train_settings, "iterations": iterations}
         return run(
             *(sys.executable, "-m", "pipeline.train", "--results", self.config["name"], "--fold", fold),
             *("--configuration", CONFIGURATION, "--settings", json.dumps(settings)),
