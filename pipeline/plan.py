@@ -160,6 +160,7 @@ def contradictions(plan: Plan) -> list[str]:
     divisors = Topology(plan.strides, plan.kernels, plan.patch_size).divisors
     values = [
         (plan.network in NETWORKS, f"network is {plan.network!r}, one of {', '.join(NETWORKS)} expected"),
+        (plan.widths or plan.left_out, "widths is empty, one or more with features and seconds_per_sample expected"),
         (plan.batch_size > 0, f"batch_size is {plan.batch_size}, 1 or more expected"),
         (
             all(edge > 0 and edge % divisor == 0 for edge, divisor in zip(plan.patch_size, divisors, strict=True)),
@@ -189,6 +190,10 @@ def is_edited(path: Path) -> bool:
     return content.get(DIGEST) != digest(content)
 
 
+def edited_note(path: Path) -> str:
+    return f"{path} was edited by hand and is kept. Delete it to plan anew."
+
+
 def main(
     results: str, configuration: str, settings: str, memory_gib: float = 8, device: str = "auto", threads: int = 1
 ) -> None:
@@ -197,7 +202,7 @@ def main(
     if path.exists() and is_edited(path):
         read_plan(path)
         path.touch()
-        print(f"{configuration}: {path} was edited by hand and is kept. Delete it to plan anew.")
+        print(edited_note(path))
         return
     wanted = json.loads(settings)
     widths = candidate_widths(wanted)
@@ -213,7 +218,7 @@ def main(
     content = asdict(plan)
     records.write_json(path, {**content, DIGEST: digest(json.loads(json.dumps(content)))})
     if plan.left_out:
-        print(f"{configuration}: left out, for {plan.left_out}")
+        print(f"{configuration}: left out, for {plan.left_out}. Set its `spacing_mm` to train it all the same.")
     print("\n".join(f"{configuration} {key}: {content[key]} ({reason})" for key, reason in plan.reasons.items()))
 
 
@@ -408,6 +413,7 @@ def _foreground(channel: dict[str, Any]) -> ForegroundIntensity:
 def measure_step(plan: Plan, *, widths: list[int], memory_gib: float, device: str, threads: int) -> Measured | None:
     """Memory of a training step at the largest width and, if it is within `memory_gib`, the time at all widths.
 
+    On a GPU, where the plan may still grow, nothing is timed unless `memory_gib` is infinite.
     Asks a process that may import torch, and may run out of memory: None.
     """
     command = [sys.executable, "-m", "pipeline.nn.probe", "--device", device, "--threads", str(threads)]

@@ -17,7 +17,7 @@ from pipeline.errors import ImageError
 from pipeline.images import Segmentation, Spacing, Volume, read_labels_ras, read_ras
 from pipeline.intensity import nonzero_box, normalise
 from pipeline.paths import Results
-from pipeline.plan import RAS_AXES, Plan, read_plan
+from pipeline.plan import RAS_AXES, Plan, edited_note, is_edited, read_plan
 from pipeline.records import Case
 from pipeline.resample import interpolation_orders, resample, resample_labels, resampled_shape
 
@@ -54,6 +54,8 @@ class Prepared:
 def main(results: str, configuration: str, fold: int, threads: int = 1) -> None:
     files = Results(results)
     plan = read_plan(files.plan(configuration))
+    if is_edited(files.plan(configuration)):
+        print(edited_note(files.plan(configuration)))
     cases = records.cases_of_fold(records.read_cases(files.cases), fold)
     folders = [files.arrays(configuration, case.case) for case in cases]
     made = process_map(

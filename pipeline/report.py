@@ -26,6 +26,7 @@ from pipeline.evaluate import MEAN, NUM_RESAMPLES
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
+from pipeline.plan import DIGEST, is_edited
 from pipeline.records import BACKGROUND, Case, Cohort, TrainingFacts
 
 ENSEMBLE = "ensemble"
@@ -88,7 +89,7 @@ def main(results: str, settings: str, config: str = "{}") -> None:
         "case_rows": case_rows(metrics, headline)[:LARGEST_TABLE],
         "num_case_rows": int((metrics["configuration"] == headline).sum()),
         "plans": {name: plan_rows(records.read_json(files.plan(name))) for name in trained},
-        "left_out": left_out_rows(files, json.loads(config)),
+        "plan_notes": plan_notes(files, trained, json.loads(config)),
         "choice": records.read_json(files.choice) if files.choice.exists() else None,
         "problems": problems,
         "provenance": provenance(),
@@ -280,16 +281,17 @@ def draw_case(
     }
 
 
-def left_out_rows(files: Results, config: Mapping[str, Any]) -> dict[str, str]:
-    """Configurations that the user asked for and the plan found unnecessary, each with the reason."""
+def plan_notes(files: Results, trained: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """What the numbers of a plan do not say: that a person wrote them, or that a configuration was not needed."""
     reasons = {name: records.left_out(files.plan(name)) for name in config.get("configurations", {})}
-    return {name: reason for name, reason in reasons.items() if reason}
+    edited = [f"The plan of {name} was edited by hand." for name in trained if is_edited(files.plan(name))]
+    return [*edited, *(f"{name} was left out: {reason}." for name, reason in reasons.items() if reason)]
 
 
 def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Key, value and reason of every entry; keys with a reason first."""
     reasons = plan.get("reasons", {})
-    keys = sorted((key for key in plan if key != "reasons"), key=lambda key: key not in reasons)
+    keys = sorted((key for key in plan if key not in ("reasons", DIGEST)), key=lambda key: key not in reasons)
     return [(key, plain(plan[key], " × " if key in SIZES else ", "), reasons.get(key, "")) for key in keys]
 
 

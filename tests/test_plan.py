@@ -234,6 +234,7 @@ def test_an_edited_plan_is_kept_and_the_log_says_so(tmp_path, monkeypatch, capsy
         ({"dims": 4}, "dims is 4, 2 or 3 expected"),
         ({"spacing_mm": [1, 1]}, "spacing_mm has 2 numbers, 3 expected"),
         ({"widths": [{"features": 8}]}, "widths[0] has no seconds_per_sample"),
+        ({"widths": []}, "widths is empty, one or more with features and seconds_per_sample expected"),
         ({"widths": [8]}, "widths[0] is 8, keys with values expected"),
         ({"reasons": []}, "reasons is [], keys with values expected"),
         ({"patchsize": 3}, "unknown patchsize"),

@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import evaluate, figures, records, report
 from pipeline.paths import Results
+from pipeline.plan import digest
 from pipeline.records import Case, Cohort, TrainingFacts
 
 SHAPE = (9, 11, 13)
@@ -313,6 +314,20 @@ def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path) -> N
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (math.nan, "–"), (math.inf, "∞"), (-0.5, "−0.500")])
 def test_no_value_and_infinity_have_signs_of_their_own(value: float | None, text: str) -> None:
     assert report.number(value) == text
+
+
+def test_the_page_says_which_plans_were_edited_and_what_was_left_out(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = Results("a")
+    for name, left_out in (("made", None), ("edited", None), ("3d_lowres", "scans are small")):
+        content = {"left_out": left_out, "batch_size": 2}
+        records.write_json(files.plan(name), {**content, "digest": digest(content)})
+    config = {"configurations": {"made": {}, "edited": {}, "3d_lowres": {}}}
+    assert report.plan_notes(files, ["made"], config) == ["3d_lowres was left out: scans are small."]
+    content = {**records.read_json(files.plan("edited")), "batch_size": 5}
+    records.write_json(files.plan("edited"), content)
+    assert report.plan_notes(files, ["made", "edited"], config)[0] == "The plan of edited was edited by hand."
+    assert [key for key, *_ in report.plan_rows(content)] == ["left_out", "batch_size"]
 
 
 def test_a_plan_reads_like_a_plan() -> None:

@@ -80,7 +80,10 @@ def test_a_configuration_that_the_cohort_does_not_need_is_left_out_and_the_repor
     reason = "a patch at full resolution covers 100% of the median scan, a quarter or more"
     results, logs = finished / "results" / "tiny", finished / "logs" / "tiny"
     assert f"3d_lowres was left out: {reason}" in (results / "report.html").read_text()
-    assert f"3d_lowres: left out, for {reason}" in (logs / "plan" / "3d_lowres.log").read_text()
+    assert (
+        f"3d_lowres: left out, for {reason}. Set its `spacing_mm` to train it all the same."
+        in (logs / "plan" / "3d_lowres.log").read_text()
+    )
     for stage in ("preprocess", "train", "predict", "masks"):
         assert {path.name for path in (results / stage).iterdir()} - {"ensemble"} == {"2d", "3d_fullres"}
 

@@ -4,11 +4,11 @@ Prints JSON. A process of its own, so that `plan` need not import torch and outl
 """
 
 import json
+import math
 import resource
 import sys
 import time
 from dataclasses import asdict
-from math import ceil, prod
 
 import psutil
 import torch
@@ -33,11 +33,14 @@ def main(features: list[int], memory_gib: float, device: str = "auto", threads: 
 
 
 def measure_step(plan: Plan, widths: list[int], device: Device, memory_gib: float) -> Measured | None:
-    """Memory at the largest width and, if it is within `memory_gib`, the time at all widths; None without enough memory."""
+    """Memory at the largest width and, if the plan is final, the time at all widths; None without enough memory."""
     gib = (memory_on_gpu if device.where.type == "cuda" else memory_on_cpu)(plan, widths[-1], device)
     if gib is None:
         return None
-    return Measured(gib, device.where.type, *(time_widths(plan, widths, device) if gib <= memory_gib else ()))
+    is_final = gib <= memory_gib and (
+        device.where.type == "cpu" or math.isinf(memory_gib)
+    )  # a GPU's plan may still grow
+    return Measured(gib, device.where.type, *(time_widths(plan, widths, device) if is_final else ()))
 
 
 def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int, float], dict[int, str]]:
@@ -91,7 +94,7 @@ def peak_gib() -> float:
 
 
 def probe_batch(plan: Plan) -> int:
-    return min(plan.batch_size, max(2, ceil(MIN_CPU_VOXELS / prod(plan.patch_size))))
+    return min(plan.batch_size, max(2, math.ceil(MIN_CPU_VOXELS / math.prod(plan.patch_size))))
 
 
 if __name__ == "__main__":
