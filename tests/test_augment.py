@@ -25,8 +25,9 @@ from torch.nn import functional
 
 from pipeline.config import complete
 from pipeline.mirrors import Mirror
-from pipeline.nn.augment import Options, artefacts, augment, intensity, read_options, spatial
+from pipeline.nn.augment import Options, artefacts, augment, draws, intensity, read_options, spatial
 from pipeline.nn.augment.axes import along_axis, is_flat
+from pipeline.nn.augment.draws import per_item
 
 SHAPES = [(3, 2, 9, 12, 13), (3, 2, 11, 13), (3, 2, 4, 17, 15)]  # a volume, a slice, a flat volume
 ALL = Options(elastic=True, artefacts=("bias_field", "ghosting", "motion"))
@@ -96,6 +97,20 @@ def test_a_constant_patch_stays_finite(shape):
         torch.manual_seed(seed)
         changed, _ = augment(torch.zeros(shape), torch.zeros(shape[0], 1, *shape[2:], dtype=torch.int16), ALL, [])
         assert torch.isfinite(changed).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_makes_no_difference_how_many_samples_are_changed_at_once(shape, monkeypatch):
+    image, reference = make_batch((12, *shape[1:]))
+    monkeypatch.setattr(intensity, "add_noise", lambda items, sigma: items * per_item(sigma, items))
+    results = []
+    for voxels in (1, 3 * image[0].numel(), draws.CACHED_VOXELS):
+        monkeypatch.setattr(draws, "CACHED_VOXELS", voxels)
+        torch.manual_seed(1)
+        results.append(augment(image, reference, ALL, [Mirror(0)]))
+    for changed, labels in results[1:]:
+        assert_close(changed, results[0][0])
+        assert torch.equal(labels, results[0][1])
 
 
 def test_options_come_from_the_train_section():
@@ -267,7 +282,7 @@ def test_sampling_slice_by_slice_agrees_with_torchs_sampling_of_volumes():
     theirs = functional.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
     assert_close(spatial.sample(image, positions, "bilinear"), theirs, 1e-3)
     nearest = functional.grid_sample(image, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    ours = spatial.sample(image, positions.round(), "nearest")
+    ours = spatial.sample(image, positions, "nearest")
     assert (ours == nearest).float().mean() > 0.9999
 
 

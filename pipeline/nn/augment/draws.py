@@ -1,8 +1,10 @@
 """What chance decides, drawn on the CPU from torch's global random state: who is changed, and by how much."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+
+CACHED_VOXELS = 100_000  # changed at once on a CPU, so that a chain of changes stays in its cache
 
 
 def drawn(count: int, probability: float) -> torch.Tensor:
@@ -34,9 +36,15 @@ def overwrite(
     batch: torch.Tensor, chosen: torch.Tensor, change: Callable[..., torch.Tensor], *parameters: torch.Tensor
 ) -> None:
     """The chosen items (N,) of a batch by `change(items, *parameters)`; nothing where none is chosen."""
-    if len(chosen):
-        index = beside(chosen, batch)
-        batch[index] = change(batch[index], *parameters)
+    for part in turns(batch, len(chosen)):
+        index = beside(chosen[part], batch)
+        batch[index] = change(batch.index_select(0, index), *(values[part] for values in parameters))
+
+
+def turns(batch: torch.Tensor, count: int) -> Iterator[slice]:
+    """Which of `count` chosen items to change together: all on a GPU, few on a CPU."""
+    size = max(1, CACHED_VOXELS // batch[0].numel()) if batch.device.type == "cpu" else count
+    return (slice(start, start + size) for start in range(0, count, size or 1))
 
 
 def beside(values: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:

@@ -77,10 +77,11 @@ def brighten(image: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 def stretch(image: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Contrast times `factor` (N,) around the mean, kept within the range."""
     values = image.flatten(1)
-    low, high = values.aminmax(dim=1, keepdim=True)
-    mean = values.mean(dim=1, keepdim=True)
-    stretched = torch.lerp(mean, values, per_item(factor, values))
-    return torch.clamp(stretched, low, high).view(image.shape)
+    low, high = _range(values)
+    factor = per_item(factor, values)
+    offset = (1 - factor) * values.mean(dim=1, keepdim=True)
+    stretched = (values * factor).add_(offset)
+    return stretched.maximum(low).minimum(high).view(image.shape)
 
 
 def coarsen(image: torch.Tensor, zoom: torch.Tensor) -> torch.Tensor:
@@ -109,7 +110,7 @@ def bend_inverted(image: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
 def bend(image: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     """The power `gamma` (N,) on the range of each item, whose mean and standard deviation are kept."""
     values = image.flatten(1)
-    low, high = values.aminmax(dim=1, keepdim=True)
+    low, high = _range(values)
     mean, deviation = _mean_and_deviation(values)
     # exp(gamma log x) takes a quarter of the time of x ** gamma; 0 stays 0 through log's -inf
     bent = (values - low).div_((high - low).clamp_min(SMALLEST_RANGE)).log_().mul_(per_item(gamma, values)).exp_()
@@ -118,7 +119,12 @@ def bend(image: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     return bent.sub_(bent_mean).mul_(ratio).add_(mean).view(image.shape)
 
 
+def _range(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each (N, 1). `aminmax` along an axis takes ten times as long."""
+    return values.amin(dim=1, keepdim=True), values.amax(dim=1, keepdim=True)
+
+
 def _mean_and_deviation(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each (N, 1). A norm is seven times faster than `std`."""
+    """Each (N, 1). `std` takes many times as long as a norm."""
     mean = values.mean(dim=1, keepdim=True)
     return mean, torch.linalg.vector_norm(values - mean, dim=1, keepdim=True) / math.sqrt(values.shape[1] - 1)
