@@ -42,7 +42,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _complete_configurations(full["configurations"])
     _complete_budget(full["train"])
     _check_regions(full["regions"])
-    _check_ignore_label(full)
+    _check_labels(full)
     _complete_loss(full)
     _check_mirrors(full["train"]["mirror"])
     _check_folds(full)
@@ -147,15 +147,16 @@ def _check_regions(regions: Mapping[str, list[int]]) -> None:
             )
 
 
-def _check_ignore_label(config: dict[str, Any]) -> None:
+def _check_labels(config: dict[str, Any]) -> None:
     ignored = config.get("ignore_label")
     inside = [name for name, values in config["regions"].items() if ignored in values]
     if inside:
         raise ConfigError(
             f"config: ignore_label is {ignored}, yet regions.{inside[0]} has it. Remove it from one of them."
         )
-    if ignored is not None and config["task"] == "regression":
-        raise ConfigError(f"config: ignore_label is {ignored}, yet a regression has no labels. Remove it.")
+    given = [key for key in ("labels", "regions", "ignore_label") if config[key]]
+    if given and config["task"] == "regression":
+        raise ConfigError(f"config: {given[0]} is {config[given[0]]}, yet a regression has no labels. Remove it.")
 
 
 def _check_mirrors(mirrors: list[str | dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import errors, phantoms, records
 from pipeline.errors import CohortError
 from pipeline.paths import Results
-from pipeline.records import BACKGROUND, Case, Cohort
+from pipeline.records import BACKGROUND, Case, Cohort, Task
 from pipeline.splits import assign_folds
 
 DEMO = "demo"
@@ -24,15 +24,21 @@ CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 def main(results: str, cohort: str, settings: str) -> None:
     """`settings`: `{"folds": 5, "seed": 12345, "labels": {"1": "liver"}, "channels": {"0": "CT"}, "ignore_label": 9,
-    "regions": [["whole", [1, 2]], ["core", [2]]]}`."""
+    "regions": [["whole", [1, 2]], ["core", [2]]], "task": "segmentation"}`."""
     files = Results(results)
     wanted = json.loads(settings)
     folder = Path(cohort)
     if cohort == DEMO:
         folder = files.demo_scans
-        phantoms.write_cohort(folder, num_cases=DEMO_CASES, seed=wanted["seed"], modality="CT")
+        phantoms.write_cohort(
+            folder, num_cases=DEMO_CASES, seed=wanted["seed"], modality="CT", has_values=wanted["task"] == "regression"
+        )
     found, cases = read_msd(
-        folder, labels=wanted["labels"], channels=wanted["channels"], ignore_label=wanted["ignore_label"]
+        folder,
+        labels=wanted["labels"],
+        channels=wanted["channels"],
+        ignore_label=wanted["ignore_label"],
+        task=wanted["task"],
     )
     found = with_regions(found, dict(wanted["regions"]))
     subjects = [case.subject for case in cases]
@@ -42,7 +48,7 @@ def main(results: str, cohort: str, settings: str) -> None:
     records.write_cohort(files.cohort, found)
     print(f"discover: {found.layout} layout in {folder}")
     print(f"discover: {len(cases)} cases, {len(set(subjects))} subjects, {wanted['folds']} folds")
-    print(f"discover: labels {_listed(found.labels)}; channels {_listed(found.channels)}")
+    print(f"discover: labels {_listed(found.labels) or 'none'}; channels {_listed(found.channels)}")
 
 
 def _listed(names: Mapping[int, str]) -> str:
@@ -64,7 +70,12 @@ def with_regions(cohort: Cohort, regions: dict[str, list[int]]) -> Cohort:
 
 
 def read_msd(
-    folder: Path, *, labels: Names, channels: Names, ignore_label: int | None = None
+    folder: Path,
+    *,
+    labels: Names,
+    channels: Names,
+    ignore_label: int | None = None,
+    task: Task = "segmentation",
 ) -> tuple[Cohort, list[Case]]:
     """The cohort and its cases, sorted by id and all in fold 0, of a Medical Segmentation Decathlon folder.
 
@@ -72,6 +83,7 @@ def read_msd(
         labels: names that win over those of `dataset.json`, by label value as text; further values are added.
         channels: names that win over those of `dataset.json`, by channel index as text.
         ignore_label: the value of voxels that nobody labelled, declared there or not.
+        task: in a regression, label files hold values, and no label is declared.
 
     Raises:
         CohortError: no such folder, or a `dataset.json` that is missing, not valid or contradicts the files.
@@ -82,9 +94,10 @@ def read_msd(
     cohort = Cohort(
         name=str(description.get("name") or folder.name),
         layout="MSD",
-        labels=_label_names(file, description.get("labels"), labels, ignore_label),
+        labels={} if task == "regression" else _label_names(file, description.get("labels"), labels, ignore_label),
         channels=_channel_names(file, modality, channels),
         ignore_label=ignore_label,
+        task=task,
     )
     entries = description.get("training")
     if not isinstance(entries, list) or not entries:

@@ -14,12 +14,13 @@ from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
 from pipeline.errors import PlanError
-from pipeline.images import Segmentation, read_labels_ras, write_mask
+from pipeline.images import Segmentation, Volume, read_labels_ras, read_ras, write_mask, write_volume
 from pipeline.metrics import dsc
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
 from pipeline.probabilities import label_map, load_probabilities
 from pipeline.records import BACKGROUND, Case, Cohort
+from pipeline.regression import mean_absolute_error
 
 Combination = tuple[str, ...]  # names of configurations whose probabilities are averaged
 
@@ -48,11 +49,14 @@ def main(results: str, configurations: str, folds: str, threads: int = 1) -> Non
         files.choice,
         {
             "per_fold": {
-                str(fold): {"chosen": list(chosen[fold]), "reason": explain(len(numbers), len(names))}
+                str(fold): {
+                    "chosen": list(chosen[fold]),
+                    "reason": explain(len(numbers), len(names), is_regression=cohort.is_regression),
+                }
                 for fold in numbers
             },
             "for_new_scans": list(best(offered, everything)),
-            "scores": {"+".join(part): value for part, value in everything.items()} if len(names) > 1 else {},
+            "scores": {"+".join(part): abs(value) for part, value in everything.items()} if len(names) > 1 else {},
             "files": {str(mask): records.sha256(mask) for mask in masks},
         },
     )
@@ -63,14 +67,15 @@ def all_combinations(names: Sequence[str]) -> list[Combination]:
     return [part for size in range(len(names), 0, -1) for part in combinations(names, size)]
 
 
-def explain(num_folds: int, num_configurations: int) -> str:
+def explain(num_folds: int, num_configurations: int, *, is_regression: bool = False) -> str:
     if num_configurations == 1:
         return "there is one configuration"
     if num_folds == 1:
         return (
             "only one fold was run, so nothing could be compared without its own cases: all configurations are averaged"
         )
-    return "best mean DSC on the cases of the other folds"
+    measure = "lowest mean absolute error" if is_regression else "best mean DSC"
+    return f"{measure} on the cases of the other folds"
 
 
 def combine(files: Results, case: str, combination: Combination, plan: Plan) -> Segmentation:
@@ -81,12 +86,21 @@ def combine(files: Results, case: str, combination: Combination, plan: Plan) -> 
     return label_map(mean, plan)
 
 
+def mean_values(files: Results, case: str, combination: Combination) -> Volume:
+    """(I, J, K) in RAS order: the mean of what the configurations of a regression predicted."""
+    return np.mean([read_ras(files.mask(name, case))[0] for name in combination], axis=0, dtype=np.float32)
+
+
 def score_case(
     case: Case, *, files: Results, offered: Sequence[Combination], plan: Plan, cohort: Cohort
 ) -> dict[Combination, float | None]:
-    """Mean DSC over the foreground labels or regions for each combination; None where neither mask has any."""
+    """How good each combination is: mean DSC over the foreground labels or regions, None where neither mask has any;
+    in a regression the mean absolute error, below 0 so that more is better."""
     if len(offered) == 1 or case.label is None:
         return dict.fromkeys(offered, None)
+    if cohort.is_regression:
+        values = read_ras(case.label)[0]
+        return {part: -mean_absolute_error(values, mean_values(files, case.case, part)) for part in offered}
     reference = read_labels_ras(case.label)[0]
     is_ignored = reference == cohort.ignore_label  # nowhere if there is none
     reference[is_ignored] = BACKGROUND
@@ -141,7 +155,10 @@ def choose(
 
 def write_combined(case: Case, combination: Combination, *, files: Results, plan: Plan) -> Path:
     mask = files.mask("ensemble", case.case)
-    write_mask(mask, combine(files, case.case, combination, plan), case.channels[0])
+    if plan.task == "regression":
+        write_volume(mask, mean_values(files, case.case, combination), case.channels[0])
+    else:
+        write_mask(mask, combine(files, case.case, combination, plan), case.channels[0])
     return mask
 
 

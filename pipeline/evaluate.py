@@ -12,26 +12,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
-from pipeline import errors, records
-from pipeline.errors import CohortError, ImageError
-from pipeline.images import Grid, Segmentation, read_labels_ras
+from pipeline import errors, records, regression
+from pipeline.bootstrap import INTERVAL_PERCENT, SEED, PerCase, draw_cases, means
+from pipeline.errors import CohortError
+from pipeline.images import Grid, read_labels_ras, refuse_other_grid
 from pipeline.metrics import Status, measure
 from pipeline.paths import Results
 from pipeline.records import BACKGROUND, Case, Cohort
+from pipeline.regression import ErrorScore
 
 MEAN = "mean"  # stands for a label in the row over all labels
-NUM_RESAMPLES = 1000
-INTERVAL_PERCENT = (2.5, 97.5)
-SEED = 0
-# As `check` decides whether two files are one grid: corners this share of the smallest spacing apart at most.
-LARGEST_SHIFT = 0.1
-
-PerCase = NDArray[np.float64]  # (N, L): one row per case, one column per label, NaN = no value
-Means = NDArray[np.float64]  # (…, L + 1): one per label and last the mean over labels, NaN = of nothing
-Weights = NDArray[np.float64]  # (…, N): how often each case counts
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,7 @@ class Score:
     subject: str
 
 
+Scores = list[Score | ErrorScore]
 WITH_INTERVAL = ("dsc", "nsd")
 DISTANCES = ("hd95", "hd", "assd")
 MEASURES = (
@@ -84,13 +77,32 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
         raise CohortError(f"{files.cases}: no case of folds {folds} has a label file. Add one to score.")
     masks = [{name: files.mask(name, case.case) for name in names} for case in cases]
     measure_one = partial(
-        measure_case, cohort=records.read_cohort(files.cohort), tolerance_mm=json.loads(settings)["tolerance_mm"]
+        score_case, cohort=records.read_cohort(files.cohort), tolerance_mm=json.loads(settings)["tolerance_mm"]
     )
     of_cases = process_map(measure_one, cases, masks, max_workers=threads, chunksize=1, desc="evaluate", mininterval=1)
     scores = [score for of_case in of_cases for score in of_case]
     scores.sort(key=lambda score: names.index(score.configuration))
-    write_scores(files.metrics, scores)
-    write_summary(files.summary, summarise(scores))
+    write_tables(files.metrics, files.summary, scores)
+
+
+def score_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, tolerance_mm: float) -> Scores:
+    """The measures of one labelled case by what the cohort's task is."""
+    if cohort.is_regression:
+        return [*regression.measure_case(case, masks)]
+    return [*measure_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)]
+
+
+def write_tables(metrics: Path, summary: Path, scores: Scores) -> None:
+    """Every score to `metrics`, their means to `summary`; all scores are of one task, and there is one at least."""
+    errors_of_values = [score for score in scores if isinstance(score, ErrorScore)]
+    of_labels = [score for score in scores if isinstance(score, Score)]
+    columns = [field.name for field in fields(scores[0])]
+    records.write_table(metrics, columns, [records.cells(asdict(score)) for score in scores])
+    if errors_of_values:
+        rows, columns = regression.summarise(errors_of_values), [*regression.SUMMARY_COLUMNS]
+    else:
+        rows, columns = summarise(of_labels), [*SUMMARY_COLUMNS]
+    records.write_table(summary, columns, [records.cells(row) for row in rows])
 
 
 def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, tolerance_mm: float) -> list[Score]:
@@ -109,7 +121,8 @@ def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, toler
     reference[is_ignored] = BACKGROUND
     scores = []
     for configuration, path in masks.items():
-        prediction = _read_mask(path, case, grid)
+        prediction, found = read_labels_ras(path)
+        refuse_other_grid(path, found, case.label, grid)
         prediction[is_ignored] = BACKGROUND
         look = partial(measure, spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
         if cohort.regions:
@@ -133,36 +146,8 @@ def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, toler
     return scores
 
 
-def _read_mask(path: Path, case: Case, reference: Grid) -> Segmentation:
-    mask, grid = read_labels_ras(path)
-    if grid.shape != reference.shape:
-        raise ImageError(
-            f"{case.case}: mask {path} has shape {grid.shape}, reference {case.label} "
-            f"{reference.shape} in RAS order. Put both on the grid of the scan."
-        )
-    if (shift_mm := grid.distance_mm(reference)) > LARGEST_SHIFT * min(reference.spacing_mm):
-        raise ImageError(
-            f"{case.case}: mask {path} lies {shift_mm:.3g} mm off reference {case.label}, at most "
-            f"{LARGEST_SHIFT * min(reference.spacing_mm):.3g} mm expected. Put both on the grid of the scan."
-        )
-    return mask
-
-
 def _diagonal_mm(grid: Grid) -> float:
     return math.hypot(*(size * mm for size, mm in zip(grid.shape, grid.spacing_mm, strict=True)))
-
-
-def write_scores(path: Path, scores: Sequence[Score]) -> None:
-    columns = [field.name for field in fields(Score)]
-    records.write_table(path, columns, [_cells(asdict(score)) for score in scores])
-
-
-def write_summary(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    records.write_table(path, SUMMARY_COLUMNS, [_cells(row) for row in rows])
-
-
-def _cells(row: Mapping[str, object]) -> dict[str, object]:
-    return {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
 
 
 def summarise(scores: Sequence[Score], *, seed: int = SEED) -> list[dict[str, object]]:
@@ -225,32 +210,6 @@ def _values(score: Score) -> dict[str, float | None]:
         values[f"{name}_worst_mm"] = score.diagonal_mm if is_infinite else distance_mm
     difference_ml = score.volume_difference_ml
     return {**values, "volume_difference_ml": difference_ml, "volume_difference_abs_ml": abs(difference_ml)}
-
-
-def draw_cases(subjects: Sequence[str], *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Weights:
-    """Draw as many subjects as there are, with replacement; all cases of a drawn subject come along.
-
-    Args:
-        subjects: (N,) the subject of every case.
-    Returns:
-        (R, N) how often each case is drawn.
-    """
-    unique, subject_of_case = np.unique(np.array(subjects), return_inverse=True)
-    num_subjects = len(unique)
-    chances = np.full(num_subjects, 1 / num_subjects)
-    drawn = np.random.default_rng(seed).multinomial(num_subjects, chances, num_resamples)
-    return drawn[:, subject_of_case].astype(np.float64)
-
-
-def means(values: PerCase, weights: Weights) -> Means:
-    """Per label the weighted mean over the cases with a value, then the mean over the labels with one."""
-    has_value = np.isfinite(values)
-    sums, counts = weights @ np.where(has_value, values, 0), weights @ has_value
-    per_label = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    has_mean = np.isfinite(per_label)
-    total, num_labels = np.where(has_mean, per_label, 0).sum(axis=-1), has_mean.sum(axis=-1)
-    overall = np.divide(total, num_labels, out=np.full(np.shape(total), np.nan), where=num_labels > 0)
-    return np.concatenate([per_label, overall[..., np.newaxis]], axis=-1)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 Describes; decides nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from pipeline import errors, records
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.intensity import describe, nonzero_box
 from pipeline.paths import Results
-from pipeline.records import Case
+from pipeline.records import Case, Cohort
 
 SAMPLES = 10_000_000  # foreground voxels in the whole cohort; nnU-Net takes 1e8, the percentiles agree to 3 digits
 
@@ -26,26 +25,36 @@ def main(results: str, threads: int = 1) -> None:
     cases = records.read_cases(files.cases)
     cohort = records.read_cohort(files.cohort)
     samples_per_case = max(1, SAMPLES // len(cases))
-    look = partial(fingerprint_case, num_samples=samples_per_case, labels=list(cohort.foreground))
+    look = partial(fingerprint_case, num_samples=samples_per_case, cohort=cohort)
     found = process_map(look, cases, range(len(cases)), max_workers=threads, desc="fingerprint", mininterval=1)
     records.write_json(files.fingerprint, summarise(found, list(cohort.channels.values())))
 
 
 def fingerprint_case(
-    case: Case, seed: int, num_samples: int, labels: Sequence[int]
+    case: Case, seed: int, num_samples: int, cohort: Cohort
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """The row of one case and (C, N) intensities sampled with replacement from its foreground."""
     channels, grids = zip(*(read_ras(path) for path in case.channels), strict=True)
     image = np.stack(channels)
     box = nonzero_box(image)
-    row = {
+    row: dict[str, Any] = {
         "case": case.case,
         "spacing_mm": [round(size, 6) for size in grids[0].spacing_mm],
         "shape": list(grids[0].shape),
         "shape_nonzero": [part.stop - part.start for part in box],
     }
     samples = np.empty((len(image), 0), np.float32)
-    if case.label is not None and (foreground := image[:, np.isin(read_labels_ras(case.label)[0], labels)]).shape[1]:
+    if case.label is None:
+        return row, samples
+    if cohort.is_regression:
+        target = read_ras(case.label)[0]
+        is_foreground = target != 0
+        row["target_mean_square"] = (
+            float(np.square(target[is_foreground], dtype=np.float64).mean()) if is_foreground.any() else None
+        )
+    else:
+        is_foreground = np.isin(read_labels_ras(case.label)[0], list(cohort.foreground))
+    if (foreground := image[:, is_foreground]).shape[1]:
         samples = foreground[:, np.random.default_rng(seed).integers(foreground.shape[1], size=num_samples)]
     return row, samples
 
@@ -53,6 +62,7 @@ def fingerprint_case(
 def summarise(found: list[tuple[dict[str, Any], NDArray[np.float32]]], channels: list[str]) -> dict[str, Any]:
     rows = [row for row, _ in found]
     pooled = np.concatenate([samples for _, samples in found], axis=1)
+    squares = [square for row in rows if (square := row.get("target_mean_square")) is not None]
     kept = [np.prod(row["shape_nonzero"]) / np.prod(row["shape"]) for row in rows]
     return {
         "axes": "RAS",
@@ -60,6 +70,7 @@ def summarise(found: list[tuple[dict[str, Any], NDArray[np.float32]]], channels:
         "median_shape_nonzero": np.median([row["shape_nonzero"] for row in rows], axis=0).tolist(),
         "median_spacing_mm": np.median([row["spacing_mm"] for row in rows], axis=0).tolist(),
         "median_fraction_nonzero": float(np.median(kept)),
+        "target_rms": float(np.sqrt(np.mean(squares))) if squares else None,
         "channels": [
             {"channel": name, **asdict(describe(values))} for name, values in zip(channels, pooled, strict=True)
         ],

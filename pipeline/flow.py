@@ -36,7 +36,7 @@ class Run:
     @property
     def cohort_settings(self) -> str:
         """Regions as pairs, for their order is lost when JSON sorts the keys."""
-        keys = ("labels", "channels", "ignore_label", "folds", "seed")
+        keys = ("task", "labels", "channels", "ignore_label", "folds", "seed")
         return to_json({**{key: self.config[key] for key in keys}, "regions": list(self.config["regions"].items())})
 
     @property

@@ -25,6 +25,8 @@ Affine = NDArray[np.float64]  # (4, 4), voxel index to RAS+ millimetres
 Spacing = tuple[float, ...]  # mm along I, J, K
 Shape = tuple[int, ...]  # voxels along I, J, K
 
+# As `check` decides whether two files are one grid: corners this share of the smallest spacing apart at most.
+LARGEST_SHIFT = 0.1
 UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 
 
@@ -136,17 +138,43 @@ def read_labels_ras(path: Path) -> tuple[NDArray[np.int32], Grid]:
     return labels.astype(np.int32), grid
 
 
+def refuse_other_grid(path: Path, grid: Grid, reference: Path, expected: Grid) -> None:
+    """
+    Raises:
+        ImageError: what was predicted does not lie where its reference does.
+    """
+    if grid.shape != expected.shape:
+        raise ImageError(
+            f"{path} has shape {grid.shape}, reference {reference} {expected.shape} in RAS order. "
+            "Put both on the grid of the scan."
+        )
+    largest_mm = LARGEST_SHIFT * min(expected.spacing_mm)
+    if (shift_mm := grid.distance_mm(expected)) > largest_mm:
+        raise ImageError(
+            f"{path} lies {shift_mm:.3g} mm off reference {reference}, at most {largest_mm:.3g} mm expected. "
+            "Put both on the grid of the scan."
+        )
+
+
 def write_mask(path: Path, mask_ras: Segmentation, scan: Path) -> None:
     """Write `(I, J, K)` labels in RAS order onto the grid of `scan`: same shape and same geometry bytes in the header."""
+    _write_like(path, mask_ras, scan, np.min_scalar_type(int(mask_ras.max(initial=0))))
+
+
+def write_volume(path: Path, volume_ras: Volume, scan: Path) -> None:
+    """Write `(I, J, K)` values in RAS order as float32 onto the grid of `scan`, as `write_mask` does labels."""
+    _write_like(path, volume_ras, scan, np.dtype(np.float32))
+
+
+def _write_like(path: Path, array_ras: NDArray, scan: Path, dtype: np.dtype) -> None:
     source = nib.load(scan)
     assert isinstance(source, nib.Nifti1Image)
-    mask = from_ras(mask_ras, source.affine)
-    assert mask.shape == source.shape, (mask.shape, source.shape)
-    dtype = np.min_scalar_type(int(mask.max(initial=0)))
+    array = from_ras(array_ras, source.affine)
+    assert array.shape == source.shape, (array.shape, source.shape)
     header = source.header.copy()
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     with written_whole(path) as partial:
         # no affine: nibabel then leaves every geometry field of the header as it is
-        nib.save(type(source)(mask.astype(dtype), None, header), partial)
+        nib.save(type(source)(array.astype(dtype), None, header), partial)

@@ -18,6 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 Segmentation = NDArray[np.uint8]  # (I, J, K), 0 = background
@@ -40,6 +41,8 @@ TISSUES = {
     "bowel": (180.0, 1.0),
 }
 TISSUE_NAMES = tuple(TISSUES)
+VALUES = {"liver": 60.0, "kidneys": 20.0, "spleen": 40.0}  # of the smooth target; liver and spleen look alike
+BLUR_MM = 4.0
 LABEL_OF_TISSUE = np.array([LABELS.get(name, 0) for name in TISSUE_NAMES], dtype=np.uint8)
 FIELD_OF_VIEW_MM = (91.0, 91.0, 102.0)
 LARGEST_TILT_DEG = 12.0
@@ -69,7 +72,15 @@ PARTS = (
 )
 
 
-def write_cohort(folder: Path, *, num_cases: int = 18, seed: int = 0, modality: str = "CT", size: float = 1.0) -> None:
+def write_cohort(
+    folder: Path,
+    *,
+    num_cases: int = 18,
+    seed: int = 0,
+    modality: str = "CT",
+    size: float = 1.0,
+    has_values: bool = False,
+) -> None:
     """Write `dataset.json`, `imagesTr/` and `labelsTr/`; the same arguments give the same bytes.
 
     Case n does not depend on `num_cases`. No case at all gives an empty training list.
@@ -77,6 +88,7 @@ def write_cohort(folder: Path, *, num_cases: int = 18, seed: int = 0, modality: 
     Args:
         modality: "CT" (int16, HU) or "MRI" (float32, a scale and a bias field of its own per case).
         size: factor on the voxels along each axis (1: about 48 x 48 x 24) of the same patient.
+        has_values: the target of a regression in place of labels: `smooth_values`, float32.
     """
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -85,12 +97,13 @@ def write_cohort(folder: Path, *, num_cases: int = 18, seed: int = 0, modality: 
         image, segmentation, affine = make_case(index, seed=seed, modality=modality, size=size)
         file = f"phantom_{index:03d}.nii.gz"
         _save(image, affine, folder / "imagesTr" / file)
-        _save(segmentation, affine, folder / "labelsTr" / file)
+        target = smooth_values(segmentation, affine) if has_values else segmentation
+        _save(target, affine, folder / "labelsTr" / file)
         training.append({"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"})
     description = {
         "name": f"Phantoms of pipeline/phantoms.py, seed {seed}",
         "modality": {"0": modality},
-        "labels": {str(label): name for name, label in LABELS.items()},
+        **({} if has_values else {"labels": {str(label): name for name, label in LABELS.items()}}),
         "numTraining": num_cases,
         "training": training,
     }
@@ -117,6 +130,15 @@ def make_case(
     tissues = _paint(points, rng)
     image = _ct(tissues, rng) if modality == "CT" else _mri(tissues, points, rng)
     return image, LABEL_OF_TISSUE[tissues], affine
+
+
+def smooth_values(segmentation: Segmentation, affine: Affine) -> NDArray[np.float32]:
+    """(I, J, K): a value for each organ, blurred by a Gaussian of 4 mm; like a dose, it is 0 away from them."""
+    values = np.zeros(len(LABELS), dtype=np.float32)
+    for name, value in VALUES.items():
+        values[LABELS[name]] = value
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    return np.asarray(ndimage.gaussian_filter(values[segmentation], BLUR_MM / spacing_mm), dtype=np.float32)
 
 
 def _grid(rng: np.random.Generator, *, orientation: Orientation, size: float) -> tuple[tuple[int, ...], Affine]:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from pipeline.errors import PlanError
 from pipeline.fit import Measured, fit_to_memory
 from pipeline.intensity import ForegroundIntensity, Scheme
 from pipeline.paths import Results
-from pipeline.records import Cohort
+from pipeline.records import Cohort, Task
 from pipeline.topology import (
     BASE_FEATURES,
     PRESETS,
@@ -49,7 +49,6 @@ CROP_BELOW = 0.75  # share of nonzero voxels under which intensities are normali
 RAS_AXES = "xyz"
 NETWORKS = SCHEMA["$defs"]["configuration"]["properties"]["network"]["enum"]
 DIGEST = "digest"  # of the JSON as the stage wrote it; another one tells an edit by hand
-Task = Literal["segmentation", "regression"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ class Plan:
 
     2D networks see slices across the first axis, whose spacing is `None`: a scan keeps its own. `regions` are groups of
     label values that may overlap, in the order in which they are painted; without them every voxel has one label.
+    A regression learns its values divided by `target_scale`, so that they are about one.
     `left_out` is why the cohort does not need this configuration; then nothing of it is trained.
     """
 
@@ -93,6 +93,7 @@ class Plan:
     labels: tuple[int, ...]
     regions: tuple[tuple[int, ...], ...]
     ignore_label: int | None
+    target_scale: float
     channels: tuple[str, ...]
     normalisation: tuple[Scheme, ...]
     foreground_intensity: tuple[ForegroundIntensity, ...]
@@ -106,8 +107,8 @@ class Plan:
 
     @property
     def num_outputs(self) -> int:
-        """Maps that the network puts out: one per label with background, or per region."""
-        return len(self.regions or self.labels)
+        """Maps that the network puts out: one per label with background, or per region, or of the values."""
+        return 1 if self.task == "regression" else len(self.regions or self.labels)
 
     def features(self, width: int) -> tuple[int, ...]:
         """Feature maps per stage of the network whose first stage has `width`."""
@@ -272,7 +273,7 @@ def _plan_at_resolution(
     dims = wanted["dims"]
     reasons: dict[str, str] = {}
     axes, spacing, shape = _grid(fingerprint, wanted, reasons)
-    memory = Memory(memory_gib, len(cohort.regions or cohort.labels), preset_of(wanted))
+    memory = Memory(memory_gib, len(cohort.regions or cohort.labels) or 1, preset_of(wanted))
     fit = partial(_fit, wanted=wanted, memory=memory)
     fitted = fit(spacing[-dims:], shape[-dims:])
     reasons["patch_size"] = (
@@ -295,12 +296,14 @@ def _plan_at_resolution(
         "one Dice over the batch where a patch sees little: in 2D, and in 3D beside a low resolution"
     )
     reasons["memory_estimate_gib"] = f"of a batch, by nnU-Net's reference network, {BASE_FEATURES} features wide"
+    if cohort.is_regression:
+        reasons["target_scale"] = "root mean square of the target's values that are not 0"
     schemes = _normalisation(fingerprint, wanted, reasons)
     reasons["widths"] = "features of the first stage with the measured seconds per sample of one training step"
     plan = Plan(
         configuration=configuration,
         left_out=None,
-        task="segmentation",
+        task=cohort.task,
         dims=dims,
         network=wanted["network"],
         preset=wanted["preset"],
@@ -320,6 +323,7 @@ def _plan_at_resolution(
         labels=tuple(sorted(cohort.labels)),
         regions=tuple(tuple(values) for values in cohort.regions.values()),
         ignore_label=cohort.ignore_label,
+        target_scale=fingerprint["target_rms"] or 1.0,
         channels=tuple(cohort.channels.values()),
         normalisation=schemes,
         foreground_intensity=tuple(_foreground(channel) for channel in fingerprint["channels"]),

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from pipeline import errors, records
 from pipeline.errors import ImageError
-from pipeline.images import Volume, write_mask
+from pipeline.images import Volume, write_mask, write_volume
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.device import Device, pick_device
 from pipeline.nn.sliding import predict_probabilities
 from pipeline.paths import Results
+from pipeline.plan import Plan
 from pipeline.preprocess import Placement, load_image, load_placement, restore
 from pipeline.probabilities import label_map, save_probabilities
 
@@ -44,9 +45,9 @@ def main(
         placement = load_placement(folder)
         probabilities = predict_case([model], load_image(folder), placement, processor, wanted, case=case.case)
         mask = files.mask(configuration, case.case)
-        write_mask(mask, label_map(probabilities, model.plan), case.channels[0])
+        write_prediction(mask, probabilities, model.plan, case.channels[0])
         made.append(mask)
-        if keep_probabilities:
+        if keep_probabilities and model.plan.task == "segmentation":
             made.append(files.probabilities(configuration, case.case))
             save_probabilities(made[-1], probabilities)
     records.write_file_list(files.predicted(configuration, fold), made)
@@ -55,7 +56,7 @@ def main(
 def predict_case(
     models: list[Model], image: Volume, placement: Placement, device: Device, settings: dict[str, Any], *, case: str
 ) -> Volume:
-    """(C, D, H, W) as prepared to probabilities (L, I, J, K) on the scan's RAS grid.
+    """(C, D, H, W) as prepared to probabilities, or values, (L, I, J, K) on the scan's RAS grid.
 
     Raises:
         ImageError: not finite; the most likely class of NaN would be a plausible background.
@@ -64,7 +65,16 @@ def predict_case(
     probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirrors=mirrors)
     if not np.isfinite(probabilities).all():
         raise ImageError(f"{case}: the network's output is not finite, so no mask is written. Check scan and weights.")
-    return restore(probabilities, placement, has_background=models[0].plan.has_background)
+    plan = models[0].plan
+    return restore(probabilities * np.float32(plan.target_scale), placement, has_background=plan.has_background)
+
+
+def write_prediction(path: Path, probabilities: Volume, plan: Plan, scan: Path) -> None:
+    """(L, I, J, K) as the label map that it means, or in a regression as values, on the grid of the scan."""
+    if plan.task == "regression":
+        write_volume(path, probabilities[0], scan)
+    else:
+        write_mask(path, label_map(probabilities, plan), scan)
 
 
 if __name__ == "__main__":

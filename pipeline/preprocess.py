@@ -43,11 +43,12 @@ class Placement:
 class Prepared:
     """`image` (C, D, H, W), `classes` (D, H, W) as indices into the plan's labels, along the plan's axes.
 
-    The index of the plan's ignore label is the one after the last label's.
+    The index of the plan's ignore label is the one after the last label's. In a regression, `classes` are the values
+    divided by the plan's scale.
     """
 
     image: Volume
-    classes: NDArray[np.uint16] | None
+    classes: NDArray[np.uint16] | Volume | None
     placement: Placement
 
 
@@ -67,7 +68,8 @@ def main(results: str, configuration: str, fold: int, threads: int = 1) -> None:
 def preprocess_case(case: Case, folder: Path, plan: Plan) -> list[Path]:
     """Write the arrays of one case below `folder`, each file memory-mappable."""
     channels, spacing_mm = read_channels(case)
-    labels = read_labels_ras(case.label)[0] if case.label else None
+    read = read_ras if plan.task == "regression" else read_labels_ras
+    labels = read(case.label)[0] if case.label else None
     return save_prepared(prepare(channels, spacing_mm, plan, labels), folder, plan)
 
 
@@ -86,13 +88,13 @@ def read_channels(case: Case) -> tuple[Volume, Spacing]:
     return np.stack(volumes), grids[0].spacing_mm
 
 
-def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: Segmentation | None = None) -> Prepared:
+def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: NDArray | None = None) -> Prepared:
     """Crop to nonzero, resample to the plan's spacing, normalise.
 
     Args:
         channels: (C, I, J, K) in RAS order, scan units.
         spacing_mm: of the scan, along its RAS axes.
-        labels: (I, J, K) label values in RAS order.
+        labels: (I, J, K) label values, or in a regression any values, in RAS order.
     """
     order = [RAS_AXES.index(axis) for axis in plan.axes]
     box = nonzero_box(channels)
@@ -110,10 +112,13 @@ def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: Segmentat
         cropped_shape=cropped.shape[1:],
         spacing_mm=spacing,
     )
-    classes = None
+    classes: NDArray[np.uint16] | Volume | None = None
     if labels is not None:
-        indices = _label_indices(labels[box].transpose(order), plan)
-        classes = resample_labels(indices, shape, interpolation_orders(spacing, target, order=1)).astype(np.uint16)
+        cut, linear = labels[box].transpose(order), interpolation_orders(spacing, target, order=1)
+        if plan.task == "regression":
+            classes = resample((cut / plan.target_scale).astype(np.float32), shape, linear)
+        else:
+            classes = resample_labels(_label_indices(cut, plan), shape, linear).astype(np.uint16)
     return Prepared(image, classes, placement)
 
 
@@ -144,7 +149,10 @@ def restore(probabilities: Volume, placement: Placement, *, has_background: bool
 def save_prepared(prepared: Prepared, folder: Path, plan: Plan) -> list[Path]:
     arrays: dict[str, NDArray] = {"image": prepared.image}
     if (classes := prepared.classes) is not None:
-        labelled = np.where(classes == len(plan.labels), records.BACKGROUND, classes)
+        if plan.task == "regression":
+            labelled = (classes != 0).astype(np.uint16)
+        else:
+            labelled = np.where(classes == len(plan.labels), records.BACKGROUND, classes)
         arrays |= {"classes": classes, "locations": foreground_locations(labelled)}
     for name, array in arrays.items():
         with records.written_whole(folder / f"{name}.npy") as partial_path, partial_path.open("wb") as handle:

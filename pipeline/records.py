@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import CohortError
 from pipeline.regions import painted_values
 
 BACKGROUND = 0
+Task = Literal["segmentation", "regression"]
 SKIPS = ("skip", "channels", "dead_channels", "mean_abs", "effect", "verdict")  # columns of skips.tsv
 SILENT = 0.01  # relative change of the logits below which a skip connection that is zeroed would not be missed
 
@@ -49,6 +50,7 @@ class Cohort:
 
     `ignore_label` is the value of voxels that nobody labelled; it is not among `labels`. `regions` are groups of label
     values that may overlap, by name, in the order in which they are painted: if there are any, they are segmented.
+    A `task` of regression has an image of values in place of labels: no labels then, and no targets.
     """
 
     name: str
@@ -57,10 +59,17 @@ class Cohort:
     channels: dict[int, str]
     ignore_label: int | None = None
     regions: dict[str, list[int]] = field(default_factory=dict)
+    task: Task = "segmentation"
 
     @property
-    def declared(self) -> frozenset[int]:
-        """Every value that a label map may hold."""
+    def is_regression(self) -> bool:
+        return self.task == "regression"
+
+    @property
+    def declared(self) -> frozenset[int] | None:
+        """Every value that a label map may hold; None for any, in a regression."""
+        if self.is_regression:
+            return None
         return frozenset({*self.labels} if self.ignore_label is None else {*self.labels, self.ignore_label})
 
     @property
@@ -137,6 +146,11 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, 
         writer = csv.DictWriter(handle, columns, delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def cells(row: Mapping[str, object]) -> dict[str, object]:
+    """A row with its fractions in six digits."""
+    return {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

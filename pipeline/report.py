@@ -22,7 +22,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import errors, figures, records
-from pipeline.evaluate import MEAN, NUM_RESAMPLES
+from pipeline.bootstrap import NUM_RESAMPLES
+from pipeline.evaluate import MEAN
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
@@ -35,6 +36,7 @@ SIZES = {"spacing_mm", "median_shape", "patch_size", "strides", "kernels"}  # of
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "snakemake")
 # Columns of the summary in which the best configuration is set in bold: which end is best, as the page prints it.
 COMPARED = {"dsc": (max, ".3f"), "nsd": (max, ".3f"), "hd95_worst_mm": (min, ".2f")}
+COMPARED_VALUES = {"mae": (min, ".4g"), "rmse": (min, ".4g")}
 LARGEST_PLOT = 60  # boxes; beyond, only the configuration of the headline is drawn
 LARGEST_CAPTION = 8  # labels under the picture of a case
 LARGEST_TABLE = 2000  # rows of single cases and labels; metrics.tsv has all
@@ -61,32 +63,24 @@ def main(results: str, settings: str, config: str = "{}") -> None:
     trained = [name for name in dict.fromkeys(metrics["configuration"]) if name != ENSEMBLE]
     folds = sorted(int(fold) for fold in metrics["fold"].unique())
     progress = read_progress(files, trained, folds)
-    colours = figures.label_colours([str(target.label) for target in cohort.targets])
-    shown = choose_cases(metrics[metrics["configuration"] == headline], wanted["cases"])
-    num_boxes = metrics.groupby(["label", "configuration"]).ngroups
-    drawn = metrics if num_boxes <= LARGEST_PLOT else metrics[metrics["configuration"] == headline]
+    if cohort.is_regression:
+        of_task = page_of_values(metrics, summary, headline)
+    else:
+        of_task = page_of_labels(files, cohort, cases, metrics, summary, headline, wanted["cases"])
     page = {
+        **of_task,
         "title": wanted["title"] or cohort.name,
         "cohort": cohort,
         "trained": trained,
         "folds": folds,
         "headline": headline,
         "counts": count_cases(cases, problems, metrics),
-        "means": summary[summary["label"] == MEAN].to_dict("records"),
-        "results": result_rows(summary),
-        "colours": colours,
-        "tolerance_mm": metrics["tolerance_mm"].iloc[0],
-        "slack_mm": TOLERANCE_SLACK_MM,
         "num_resamples": NUM_RESAMPLES,
-        "distribution": as_source(figures.dsc_distribution(drawn, colours), "svg+xml"),
-        "is_all_drawn": len(drawn) == len(metrics),
         "seen": augmented_pictures(files, trained, folds),
         "curves": as_source(figures.learning_curves(progress), "svg+xml") if progress else None,
         "trainings": training_rows(files, trained, folds),
         "silent": records.SILENT,
         "skips": {name: skip_summary(files, name, folds) for name in trained},
-        "overlays": [draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
-        "case_rows": case_rows(metrics, headline)[:LARGEST_TABLE],
         "num_case_rows": int((metrics["configuration"] == headline).sum()),
         "plans": {name: plan_rows(records.read_json(files.plan(name))) for name in trained},
         "plan_notes": plan_notes(files, trained, json.loads(config)),
@@ -97,6 +91,46 @@ def main(results: str, settings: str, config: str = "{}") -> None:
     }
     with records.written_whole(files.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
+
+
+def page_of_labels(
+    files: Results,
+    cohort: Cohort,
+    cases: Sequence[Case],
+    metrics: pd.DataFrame,
+    summary: pd.DataFrame,
+    headline: str,
+    num_cases: int,
+) -> Row:
+    """What only the page of a segmentation shows."""
+    colours = figures.label_colours([str(target.label) for target in cohort.targets])
+    num_boxes = metrics.groupby(["label", "configuration"]).ngroups
+    drawn = metrics if num_boxes <= LARGEST_PLOT else metrics[metrics["configuration"] == headline]
+    shown = choose_cases(metrics[metrics["configuration"] == headline], num_cases)
+    return {
+        "means": summary[summary["label"] == MEAN].to_dict("records"),
+        "results": result_rows(summary),
+        "best_measure": "best mean DSC",
+        "colours": colours,
+        "tolerance_mm": metrics["tolerance_mm"].iloc[0],
+        "slack_mm": TOLERANCE_SLACK_MM,
+        "distribution": as_source(figures.dsc_distribution(drawn, colours), "svg+xml"),
+        "is_all_drawn": len(drawn) == len(metrics),
+        "overlays": [draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
+        "case_rows": case_rows(metrics, headline)[:LARGEST_TABLE],
+    }
+
+
+def page_of_values(metrics: pd.DataFrame, summary: pd.DataFrame, headline: str) -> Row:
+    """What only the page of a regression shows; `report.regression.html.j2` has its tables."""
+    rows = metrics[metrics["configuration"] == headline].sort_values("mae", ascending=False, kind="stable")
+    return {
+        "means": summary.to_dict("records"),
+        "results": result_rows(summary, COMPARED_VALUES),
+        "best_measure": "lowest mean absolute error",
+        "colours": {},
+        "case_rows": rows.to_dict("records")[:LARGEST_TABLE],
+    }
 
 
 def render(page: Mapping[str, Any]) -> str:
@@ -186,9 +220,12 @@ def read_skips(path: Path) -> list[Row]:
 
 
 def headline_configuration(summary: pd.DataFrame) -> str:
-    """The one whose cases are shown: the ensemble, else the configuration of the best mean DSC."""
-    means = summary[summary["label"] == MEAN].set_index("configuration")["dsc"]
-    return ENSEMBLE if ENSEMBLE in means.index else str(means.fillna(-1).idxmax())
+    """The one whose cases are shown: the ensemble, else the configuration of the best mean DSC or lowest MAE."""
+    if "mae" in summary:
+        means = -summary.set_index("configuration")["mae"]
+    else:
+        means = summary[summary["label"] == MEAN].set_index("configuration")["dsc"].fillna(-1)
+    return ENSEMBLE if ENSEMBLE in means.index else str(means.idxmax())
 
 
 def choose_cases(metrics: pd.DataFrame, cases: int) -> list[Shown]:
@@ -216,7 +253,7 @@ def count_cases(cases: Sequence[Case], problems: Sequence[Mapping[str, str]], me
     }
 
 
-def result_rows(summary: pd.DataFrame) -> list[Row]:
+def result_rows(summary: pd.DataFrame, compared: Mapping[str, tuple[Any, str]] = COMPARED) -> list[Row]:
     """The summary label by label, the mean over labels first; `best` names the columns where no configuration is better."""
     rows: list[Row] = []
     labels = dict.fromkeys([MEAN, *summary["label"]])
@@ -225,7 +262,7 @@ def result_rows(summary: pd.DataFrame) -> list[Row]:
         for row in part.to_dict("records"):
             best = {
                 column
-                for column, (end, form) in COMPARED.items()
+                for column, (end, form) in compared.items()
                 if len(part) > 1
                 and number(row[column], form) == number(end(part[column].dropna(), default=None), form) != "–"
             }

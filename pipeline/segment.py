@@ -14,13 +14,11 @@ from tqdm import tqdm
 
 from pipeline import errors, evaluate, records
 from pipeline.errors import CohortError, TrainingError
-from pipeline.images import write_mask
 from pipeline.nn.checkpoints import load_model
 from pipeline.nn.device import pick_device
 from pipeline.paths import Results
-from pipeline.predict import predict_case
+from pipeline.predict import predict_case, write_prediction
 from pipeline.preprocess import prepare, read_channels
-from pipeline.probabilities import label_map
 from pipeline.records import Case, Cohort
 
 NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
@@ -61,18 +59,17 @@ def main(
                 prepared = prepare(channels, spacing_mm, plan)
                 placement = prepared.placement
                 total = total + predict_case(models, prepared.image, placement, processor, wanted, case=case.case)
-            write_mask(mask, label_map(total / np.float32(len(ensembles)), plan), case.channels[0])
+            write_prediction(mask, total / np.float32(len(ensembles)), plan, case.channels[0])
     print(f"{len(cases)} masks in {files.segment}")
     if labelled := [case for case in cases if case.label]:
         scores = [score for case in labelled for score in score_scan(case, files, cohort, tolerance_mm)]
-        evaluate.write_scores(files.segment / "metrics.tsv", scores)
-        evaluate.write_summary(files.segment / "summary.tsv", evaluate.summarise(scores, seed=evaluate.SEED))
+        evaluate.write_tables(files.segment / "metrics.tsv", files.segment / "summary.tsv", scores)
         print(f"{len(labelled)} of them scored against their labels in {files.segment / 'metrics.tsv'}")
 
 
-def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> list[evaluate.Score]:
+def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> evaluate.Scores:
     masks = {"segment": files.segment / f"{case.case}.nii.gz"}
-    return evaluate.measure_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)
+    return evaluate.score_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)
 
 
 def find_scans(folder: Path, num_channels: int) -> list[Case]:

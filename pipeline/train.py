@@ -313,7 +313,7 @@ def validate(
     seed: tuple[int, int],
     measure: Loss,
 ) -> Validation:
-    """The same held-out patches each time. Without cases there is no loss, no DSC, and every count is 0."""
+    """The same held-out patches each time. Without cases there is no loss; then, and in a regression, every count is 0."""
     losses, overlap, predicted, wanted = [], *np.zeros((3, plan.num_outputs))
     network.eval()
     random = np.random.default_rng(seed)
@@ -323,9 +323,10 @@ def validate(
         with form.autocast(image.device):
             logits = network(image)
         losses.append(float(measure(logits, reference)))
-        counts = count_voxels(logits, reference, plan)
-        for total, count in zip((overlap, predicted, wanted), counts, strict=True):
-            total += count
+        if plan.task == "segmentation":
+            counts = count_voxels(logits, reference, plan)
+            for total, count in zip((overlap, predicted, wanted), counts, strict=True):
+                total += count
     first = 1 if plan.has_background else 0
     loss = float(np.mean(losses)) if losses else None
     return Validation(loss, overlap[first:], predicted[first:], wanted[first:])

@@ -71,6 +71,8 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ),
         ({"regions": {"mean": [1]}}, "regions is 'mean': does not match"),
         ({"ignore_label": 3, "task": "regression"}, "ignore_label is 3, yet a regression has no labels"),
+        ({"labels": {"1": "a"}, "task": "regression"}, "labels is {'1': 'a'}, yet a regression has no labels"),
+        ({"task": "regression", "train": {"class_weights": [1, 2]}}, "class_weights is [1, 2], yet mse takes none"),
         ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet'"),
     ],
 )

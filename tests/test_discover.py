@@ -26,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "channels": {},
     "ignore_label": None,
     "regions": [],
+    "task": "segmentation",
 }
 
 

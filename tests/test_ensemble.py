@@ -29,6 +29,7 @@ def test_changing_the_scores_of_a_fold_never_changes_its_own_choice():
 def test_one_fold_alone_is_averaged_over_everything_and_says_why():
     assert choose([scores(0.9, 0.1, 0.5)], [0], OFFERED, [0]) == {0: ("2d", "3d_fullres")}
     assert "only one fold was run" in explain(1, 2)
+    assert explain(2, 2, is_regression=True) == "lowest mean absolute error on the cases of the other folds"
 
 
 def test_cases_without_any_label_leave_the_mean_and_nothing_gives_zero():

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline import evaluate, records
+from pipeline.bootstrap import draw_cases
 from pipeline.errors import CohortError, ImageError
-from pipeline.evaluate import Score, draw_cases, measure_case, summarise
+from pipeline.evaluate import Score, measure_case, summarise
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 
@@ -239,7 +240,7 @@ def test_a_mask_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_written_can_be_read_back(tmp_path: Path) -> None:
     scores = [score("a", 1, 0.123456789), score("b", 1, 0.0)]
-    evaluate.write_scores(tmp_path / "metrics.tsv", scores)
+    evaluate.write_tables(tmp_path / "metrics.tsv", tmp_path / "summary.tsv", list(scores))
     rows = records.read_table(tmp_path / "metrics.tsv")
     assert list(rows[0]) == list(asdict(scores[0]))
     assert rows[0]["dsc"] == "0.123457" and math.isinf(float(rows[1]["hd95_mm"]))

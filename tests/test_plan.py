@@ -35,6 +35,7 @@ def make_fingerprint(spacing_mm=(1.0, 1.0, 1.0), shape=(35, 50, 36), num_cases=2
     case = {"spacing_mm": spacing_mm, "shape": shape, "shape_nonzero": shape}
     return {
         "num_cases": num_cases,
+        "target_rms": None,
         "median_fraction_nonzero": nonzero,
         "channels": [{"channel": channel, **intensity}],
         "cases": [case] * num_cases,

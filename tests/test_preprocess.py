@@ -49,6 +49,7 @@ def make_plan(**changes):
         labels=(0, 2, 5),
         regions=(),
         ignore_label=None,
+        target_scale=1.0,
         channels=("MRI",),
         normalisation=("zscore",),
         foreground_intensity=(describe(np.empty(0)),),

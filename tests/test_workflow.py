@@ -193,6 +193,29 @@ def test_regions_and_an_ignore_label_go_through_the_whole_flow(small_cohort):
     assert {row["label"] for row in read_table(results / "segment" / "metrics.tsv")} == {"organs", "below"}
 
 
+def test_a_regression_goes_through_the_whole_flow(tmp_path):
+    write_cohort(tmp_path / "scans", num_cases=4, size=0.5, has_values=True)
+    changes = {"task": "regression", "run_folds": [0]}
+    done = snakemake(tmp_path, **changes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "tiny"
+    metrics = read_table(results / "metrics.tsv")
+    assert [(row["configuration"], row["label"]) for row in metrics] == [
+        (name, "target") for name in ("2d", "3d_fullres", "ensemble") for _ in range(2)
+    ]
+    assert all(0 < float(row["mae"]) <= float(row["rmse"]) for row in metrics)
+    assert [row["configuration"] for row in read_table(results / "summary.tsv")] == ["2d", "3d_fullres", "ensemble"]
+    case = metrics[0]["case"]
+    both = [nib.load(results / "masks" / name / f"{case}.nii.gz") for name in ("2d", "3d_fullres", "ensemble")]
+    assert {one.get_data_dtype() for one in both} == {np.dtype(np.float32)}
+    first, second, ensemble = (np.asarray(one.dataobj) for one in both)
+    assert np.allclose(ensemble, (first + second) / 2, atol=1e-4)
+    assert "mean absolute error" in (results / "report.html").read_text()
+    again = snakemake(tmp_path, "segment", "--config", "scans=scans", **changes)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(read_table(results / "segment" / "metrics.tsv")) == 4
+
+
 def test_segment_before_training_says_what_to_do(small_cohort):
     done = snakemake(small_cohort, "segment", "--config", "scans=scans")
     assert done.returncode != 0

@@ -35,7 +35,8 @@ class CaseReport:
     rows: list[dict[str, object]]
 
 
-def check_case(case: Case, declared: Set[int]) -> CaseReport:
+def check_case(case: Case, declared: Set[int] | None) -> CaseReport:
+    """`declared`: values that a label map may hold; None where it is an image of values."""
     files = {f"image_{index}": path for index, path in enumerate(case.channels)}
     problems = []
     if case.label is None:

@@ -133,7 +133,8 @@ def training_step(form: Form, plan: Plan, width: int, device: Device) -> Callabl
 
     def take_step(batch_size: int) -> None:
         image = torch.randn(batch_size, len(plan.channels), *plan.patch_size, device=device.where)
-        reference = torch.randint(len(plan.labels), (batch_size, 1, *plan.patch_size), device=device.where)
+        shape = (batch_size, 1, *plan.patch_size)
+        reference = torch.randint(max(1, len(plan.labels)), shape, device=device.where)
         with form.autocast(device.where):
             logits = network(image.to(memory_format=form.layout))
         loss(logits, reference).backward()

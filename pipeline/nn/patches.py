@@ -42,14 +42,17 @@ def open_sources(
         PatchSource(
             case=folder.name,
             image=_tensor(np.load(folder / "image.npy", mmap_mode=mode), device if fits_device else None),
-            classes=_tensor(
-                np.load(folder / "classes.npy", mmap_mode=mode).view(np.int16), device if fits_device else None
-            ),
+            classes=_tensor(_signed(np.load(folder / "classes.npy", mmap_mode=mode)), device if fits_device else None),
             locations=np.load(folder / "locations.npy"),
             is_mapped=mode is not None and not fits_device,
         )
         for folder in folders
     ]
+
+
+def _signed(classes: NDArray) -> NDArray:
+    """torch computes with signed integers only; values of a regression stay as they are."""
+    return classes.view(np.int16) if classes.dtype == np.uint16 else classes
 
 
 def _tensor(array: NDArray, device: torch.device | None) -> torch.Tensor:

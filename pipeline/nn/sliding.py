@@ -25,7 +25,7 @@ def predict_probabilities(
     2D models see the volume slice by slice. Windows are weighted by a Gaussian around their centre.
     """
     plan = models[0].plan
-    batch = torch.from_numpy(np.ascontiguousarray(image))
+    batch = torch.from_numpy(np.array(image))  # a copy, for a mapped scan cannot be written to
     batch = batch.movedim(1, 0) if plan.dims == 2 else batch[None]
     total = torch.zeros(plan.num_outputs, *image.shape[1:])
     copies = mirrored_copies(mirrors)
