@@ -135,8 +135,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: not JSON, or not keys with values.
+    """
     content = json.loads(path.read_text())
-    assert isinstance(content, dict)
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__} found, keys with values expected")
     return content
 
 
@@ -200,8 +205,14 @@ def read_cohort(path: Path) -> Cohort:
 
 
 def left_out(plan: Path) -> str | None:
-    """Why the configuration of this plan is not needed; None if it is, or has no plan."""
-    reason: str | None = read_json(plan).get("left_out") if plan.exists() else None
+    """Why the configuration of this plan is not needed; None if it is, or has no plan, or one that is not JSON any more.
+
+    The stage that reads such a plan says so.
+    """
+    try:
+        reason: str | None = read_json(plan).get("left_out") if plan.exists() else None
+    except ValueError:
+        return None
     return reason
 
 

@@ -250,10 +250,18 @@ def test_an_edit_that_no_stage_could_use_is_one_line_with_what_to_do(tmp_path, e
     assert "\n" not in str(caught.value)
 
 
-def test_a_plan_that_is_not_json_is_one_line(tmp_path):
-    (tmp_path / "plan.json").write_text('{"dims": 3,}')
-    with pytest.raises(PlanError, match="Correct it, or delete it to plan anew") as caught:
-        read_plan(tmp_path / "plan.json")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"dims": 3,}', "Expecting property name"), ("[1, 2]", "a list found, keys with values expected")],
+)
+def test_a_plan_that_is_no_json_object_is_edited_and_one_line(tmp_path, text, message):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    assert is_edited(path)
+    assert records.left_out(path) is None, "the stage that reads it says what is wrong"
+    with pytest.raises(PlanError, match=message) as caught:
+        read_plan(path)
+    assert str(caught.value).endswith("Correct it, or delete it to plan anew.")
     assert "\n" not in str(caught.value)
 
 
