@@ -1,8 +1,10 @@
 """Two processes train one network, as `torchrun` starts them on two GPUs; here on two CPU cores."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -34,7 +36,10 @@ leave_workers(workers)
 def test_two_processes_share_a_batch_and_end_with_the_same_weights(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, tmp_path / "script.py", tmp_path], capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [*command, tmp_path / "script.py", tmp_path], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
     assert first == second, "gradients are averaged, so the weights stay equal"
