@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import psutil
 import torch
