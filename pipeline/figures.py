@@ -40,7 +40,7 @@ TILE_EDGE = 160  # pixels, about, of the longer edge of a patch's picture
 TILE_GAP = 6  # pixels between two
 TILE_REFERENCE, TILE_PREDICTION = (3, 0.55), (1, 1.0)  # width in pixels and opacity of an outline
 LARGEST_PATCH_CHANNELS = 3  # drawn
-JPEG: dict[str, Any] = {"quality": 85, "subsampling": 0}  # no chroma subsampling: it blurs thin coloured lines
+JPEG: dict[str, Any] = {"quality": 75, "subsampling": 0}  # no chroma subsampling: it blurs thin coloured lines
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the low and the high end of each RAS axis
 
 Slice = NDArray[np.floating]  # (H, W)
@@ -138,7 +138,7 @@ def overlay(
         axes.set_axis_off()
         axes.set(xlim=extent_mm[:2], ylim=extent_mm[2:])
         left_mm += width_mm + gap_mm
-    return _bytes(figure, "jpeg", dpi=130)
+    return _bytes(figure, "jpeg", dpi=115)
 
 
 def _slice(array: NDArray[Any], plane: Plane, centre: Sequence[int], box: Sequence[slice]) -> NDArray[Any]:
