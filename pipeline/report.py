@@ -326,9 +326,10 @@ def plan_notes(files: Results, trained: Sequence[str], config: Mapping[str, Any]
 
 
 def plan_rows(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Key, value and reason of every entry; keys with a reason first."""
+    """Key, value and reason of every entry that has a value; keys with a reason first."""
     reasons = plan.get("reasons", {})
-    keys = sorted((key for key in plan if key not in ("reasons", DIGEST)), key=lambda key: key not in reasons)
+    shown = (key for key in plan if key not in ("reasons", DIGEST) and plan[key] is not None)
+    keys = sorted(shown, key=lambda key: key not in reasons)
     return [(key, plain(plan[key], " × " if key in SIZES else ", "), reasons.get(key, "")) for key in keys]
 
 

@@ -327,12 +327,13 @@ def test_the_page_says_which_plans_were_edited_and_what_was_left_out(tmp_path: P
     content = {**records.read_json(files.plan("edited")), "batch_size": 5}
     records.write_json(files.plan("edited"), content)
     assert report.plan_notes(files, ["made", "edited"], config)[0] == "The plan of edited was edited by hand."
-    assert [key for key, *_ in report.plan_rows(content)] == ["left_out", "batch_size"]
+    assert [key for key, *_ in report.plan_rows(content)] == ["batch_size"], "neither digest nor what has no value"
 
 
 def test_a_plan_reads_like_a_plan() -> None:
     assert report.plain([None, 1.0, 1.25], " × ") == "as it is × 1 × 1.25"
-    assert report.plan_rows({"labels": [0, 1, 2], "patch_size": [8, 16], "reasons": {"patch_size": "it fits"}}) == [
+    plan = {"labels": [0, 1, 2], "left_out": None, "patch_size": [8, 16], "reasons": {"patch_size": "it fits"}}
+    assert report.plan_rows(plan) == [
         ("patch_size", "8 × 16", "it fits"),
         ("labels", "0, 1, 2", ""),
     ]
