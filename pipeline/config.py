@@ -12,7 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.regions import painted_values
+from pipeline.regions import crossing, painted_values
 
 SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
 LOW_RESOLUTION = "3d_lowres"  # planned by a rule of its own, and left out where full resolution suffices
@@ -145,6 +145,12 @@ def _check_regions(regions: Mapping[str, list[int]]) -> None:
                 f"config: regions.{name} is {regions[name]}: one value that no later region has expected, to stand for it "
                 "in a mask. Put larger regions first."
             )
+    if places := crossing(list(regions.values())):
+        earlier, later = (list(regions)[place] for place in places)
+        raise ConfigError(
+            f"config: regions.{later} is {regions[later]}, regions.{earlier} is {regions[earlier]}: they overlap, yet "
+            f"{later} is no part of {earlier}. Nest them or keep them apart."
+        )
 
 
 def _check_labels(config: dict[str, Any]) -> None:

@@ -69,6 +69,10 @@ def test_completing_leaves_the_users_own_mapping_untouched():
             {"regions": {"core": [2], "whole": [1, 2]}},
             "regions.core is [2]: one value that no later region has expected",
         ),
+        (
+            {"regions": {"a": [1, 2], "b": [2, 3]}},
+            "regions.b is [2, 3], regions.a is [1, 2]: they overlap, yet b is no part of a. Nest them or keep them apart.",
+        ),
         ({"regions": {"mean": [1]}}, "regions is 'mean': does not match"),
         ({"ignore_label": 3, "task": "regression"}, "ignore_label is 3, yet a regression has no labels"),
         ({"labels": {"1": "a"}, "task": "regression"}, "labels is {'1': 'a'}, yet a regression has no labels"),

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.probabilities import label_map
-from pipeline.regions import paint, painted_values
+from pipeline.regions import crossing, paint, painted_values
 from tests.test_preprocess import make_plan
 
 TUMOUR = ((1, 2, 3), (2, 3), (3,))
@@ -15,14 +15,30 @@ TUMOUR = ((1, 2, 3), (2, 3), (3,))
     [
         (TUMOUR, [1, 2, 3]),
         (((4, 2),), [2]),
-        (((1, 2), (2, 3)), [1, 2]),
         (((2,), (1, 2)), [0, 1]),
         ((), []),
     ],
-    ids=["nested", "lowest", "overlapping", "hidden", "none"],
+    ids=["nested", "lowest", "hidden", "none"],
 )
 def test_a_region_is_painted_with_its_lowest_value_that_no_later_region_has(regions, values):
     assert painted_values(regions) == values
+
+
+@pytest.mark.parametrize(
+    ("regions", "places"),
+    [
+        (TUMOUR, None),
+        (((1, 2, 3), (1,), (3,)), None),
+        (((1,), (2,)), None),
+        ((), None),
+        (((1, 2), (2, 3)), (0, 1)),
+        (((7,), (1, 2), (1, 2)), (1, 2)),
+        (((1,), (1, 2)), (0, 1)),
+    ],
+    ids=["nested", "two in one", "apart", "none", "overlapping", "equal", "larger later"],
+)
+def test_regions_cross_where_they_overlap_and_the_later_is_no_part_of_the_earlier(regions, places):
+    assert crossing(regions) == places
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=8, max_size=8))
@@ -34,7 +50,7 @@ def test_painting_the_regions_of_nested_labels_gives_the_labels_back(labels):
 
 def test_later_regions_are_painted_over_earlier_ones_and_background_where_there_is_none():
     masks = np.array([[True, True, False, False], [False, True, True, False]]).reshape(2, 4, 1, 1)
-    assert paint(masks, ((1, 2), (2, 3))).ravel().tolist() == [1, 2, 2, 0]
+    assert paint(masks, ((1, 2), (2,))).ravel().tolist() == [1, 2, 2, 0]
 
 
 def test_the_label_map_has_the_regions_of_more_than_one_half_and_the_likeliest_label():
