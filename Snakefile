@@ -100,7 +100,7 @@ checkpoint plan:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=1,
+        gpu=run.config["train"]["gpus"],
     params:
         results=run.name,
         settings=run.configuration,
@@ -153,7 +153,8 @@ rule train:
     shell:
         "{params.launch} pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} --device {params.device}"
-        " --seed {params.seed} --threads {threads} 2>&1 | tee {log:q}"
+        " --seed {params.seed} --threads {threads} 2>&1"
+        " | (trap '' INT TERM; exec tee {log:q})"  # a signal is for the training, which saves and says so
 
 
 rule predict:
@@ -168,7 +169,7 @@ rule predict:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=1,
+        gpu=run.config["train"]["gpus"],
     params:
         results=run.name,
         settings=run.predict_settings,
@@ -250,7 +251,7 @@ rule segment:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=1,
+        gpu=run.config["train"]["gpus"],
     params:
         results=run.name,
         scans=run.config.get("scans", ""),

@@ -6,6 +6,7 @@ have drawn. Started by `torchrun`, several processes train together.
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +35,11 @@ from pipeline.nn.checkpoints import (
     training_key,
 )
 from pipeline.nn.device import Device, pick_device
-from pipeline.nn.forms import Form, choose_form, named_form
+from pipeline.nn.forms import Form, choose_form, named_form, planned_form
 from pipeline.nn.losses import Loss, make_loss
 from pipeline.nn.networks import build_network
 from pipeline.nn.outputs import count_voxels
-from pipeline.nn.patches import Batch, PatchSource, batches, draw_batch, open_sources
+from pipeline.nn.patches import Batch, PatchSource, batches, draw_batch, foreground_patches, open_sources
 from pipeline.nn.pictures import PICTURED_VALIDATIONS, augmented_sheet, draw_examples, log_pictures
 from pipeline.nn.skips import skip_rows
 from pipeline.nn.stepper import Stepper
@@ -54,6 +55,8 @@ VALIDATION_PATCHES = 16
 WARM_UP = 0.05  # of the budget, while the learning rate rises to its peak
 SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints
 SMALLEST_SAVE_INTERVAL_S = 10.0
+STEP_MARGIN = 1.2  # of the memory of a step as measured, that the cohort must leave to it
+LEFT_BEHIND = ("progress.tsv", "augmented.png", "skips.tsv", "training.json")  # for the report
 
 
 def main(
@@ -62,8 +65,9 @@ def main(
     files, wanted = Results(results), json.loads(settings)
     plan = read_plan(files.plan(configuration))
     cases = [case for case in records.read_cases(files.cases) if case.label]
-    for shard in sorted({case.fold for case in cases}):
-        records.verify_file_list(files.preprocessed(configuration, shard))
+    shards = [files.preprocessed(configuration, shard) for shard in sorted({case.fold for case in cases})]
+    for shard in shards:
+        records.verify_file_list(shard)
     folders = {
         side: [
             files.arrays(configuration, case.case) for case in cases if (case.fold == fold) == (side == "validation")
@@ -75,19 +79,21 @@ def main(
     processor = replace(processor, where=where)
     torch.set_num_threads(max(1, threads // workers.count))
     free_bytes = psutil.virtual_memory().available // workers.count
+    room_bytes = processor.free_bytes - int(STEP_MARGIN * (plan.memory_measured_gib or 0) * 2**30)
     with exclusive(files.training(configuration, fold)) if workers.is_first else nullcontext():
         weights, width = train(
             plan,
             wanted,
             processor,
-            training=open_sources(folders["training"], free_bytes, where, processor.free_bytes),
-            validation=open_sources(folders["validation"], free_bytes, where, processor.free_bytes),
+            training=open_sources(folders["training"], free_bytes, where, room_bytes),
+            validation=open_sources(folders["validation"], free_bytes, where, room_bytes),
             seed=(seed, fold),
             folder=files.training(configuration, fold),
             workers=workers,
+            data=[records.sha256(shard) for shard in shards],
         )
         if workers.is_first:
-            save_model(files.model(configuration, fold), weights, width, files.plan(configuration))
+            save_model(files.model(configuration, fold), weights, width, plan)
     leave_workers(workers)
 
 
@@ -101,8 +107,11 @@ def train(
     seed: tuple[int, int],
     folder: Path,
     workers: Workers = ALONE,
+    data: Sequence[str] = (),
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The trained weights and the width of the network they fit; checkpoint, progress and events stay in `folder`.
+
+    A checkpoint of other `data`, digests of what is read, is not resumed.
 
     Raises:
         TrainingError: no case to train on, gradients that are never finite, or no memory for one patch.
@@ -119,7 +128,7 @@ def train(
 
     log(f"device: {device}, {workers.count} process(es)\nbudget: {budget.reason}")
 
-    key = training_key(plan, settings, seed, [source.case for source in training])
+    key = training_key(plan, budget, settings, seed, [*data, *(source.case for source in training)])
     checkpoint = folder / "checkpoint.pt"
     saved = load_checkpoint(checkpoint, key)
     torch.manual_seed(step_seed(*seed, step=0))
@@ -130,7 +139,12 @@ def train(
     final = averaged.module if averaged else network
     measure = make_loss(settings, plan)
     options, mirrors = read_options(settings), find_mirrors(plan, settings["mirror"])
-    form, reason = (named_form(saved["form"]), "as before") if saved else choose_form(plan, budget, settings, device)
+    if saved:
+        form, reason = named_form(saved["form"]), "as before"
+    elif workers.count > 1:  # a clock of its own in each process could choose differently
+        form, reason = planned_form(plan, budget.width, device), "as planned"
+    else:
+        form, reason = choose_form(plan, budget, settings, device)
     log(f"form: {form.name} ({reason})")
     stepper = Stepper(
         network=workers.wrap(form.prepare(network)),
@@ -142,18 +156,25 @@ def train(
     )
     alarms = Alarms(plan.regions or plan.labels[1:], device.where)
     step, elapsed_s, waited_s, rows = 0, 0.0, 0.0, []
+    losses = torch.zeros(2, device=device.where)  # sum and number of the finite ones since the last validation
     if saved:
         network.load_state_dict(saved["network"])
         stepper.load_state_dict(saved["stepper"])
         if averaged:
             averaged.load_state_dict(saved["averaged"])
         alarms.load_state_dict(saved["alarms"])
+        losses += saved["losses"].to(device.where)
         step, elapsed_s, waited_s, rows = (saved[name] for name in ("step", "elapsed_s", "waited_s", "rows"))
         log(f"resumed: {checkpoint} at step {step} after {elapsed_s:.0f} s of training")
 
+    is_ahead = training[0].image.device != device.where or training[0].is_mapped
+    is_pinned = is_ahead and device.where.type == "cuda"
+
     def draw(step: int) -> Batch:
         random = np.random.default_rng((*seed, step, workers.rank))
-        return draw_batch(training, budget.patch_size, share, settings["foreground"], random)
+        num_foreground = workers.part_of(foreground_patches(share * workers.count, settings["foreground"]), share)
+        image, reference = draw_batch(training, budget.patch_size, share, num_foreground, random)
+        return (image.pin_memory(), reference.pin_memory()) if is_pinned else (image, reference)
 
     def save() -> None:
         save_checkpoint(
@@ -164,6 +185,7 @@ def train(
                 "stepper": stepper.state_dict(),
                 "averaged": averaged.state_dict() if averaged else {},
                 "alarms": alarms.state_dict(),
+                "losses": losses,
                 "form": form.name,
                 "step": step,
                 "elapsed_s": elapsed_s,
@@ -172,6 +194,9 @@ def train(
             },
         )
 
+    if workers.is_first and not saved:
+        for earlier in LEFT_BEHIND:
+            (folder / earlier).unlink(missing_ok=True)
     examples = draw_examples(validation or training, budget.patch_size, seed, device)
     if settings["augment"] and workers.is_first and not saved:
         picture = augmented_sheet(training, budget.patch_size, plan, options, mirrors, seed)
@@ -181,8 +206,6 @@ def train(
     last_save = asked = time.monotonic()
     begin = last_save - elapsed_s
     save_interval_s = SMALLEST_SAVE_INTERVAL_S
-    losses: list[torch.Tensor] = []
-    is_ahead = training[0].image.device != device.where or training[0].is_mapped
     with (
         event_writer(folder, step, workers) as events,
         progress_bar(plan, seed, workers) as bar,
@@ -205,7 +228,8 @@ def train(
             loss, is_finite = stepper.step((image, reference))
             if averaged:
                 averaged.update_parameters(network)
-            losses.append(loss)
+            is_counted = loss.isfinite()
+            losses += torch.stack([torch.where(is_counted, loss, 0), is_counted])
             alarms.note_gradient(is_finite)
 
             step += 1
@@ -213,8 +237,8 @@ def train(
             after = budget.progress(step, elapsed_s)
             bar.update(after * 100 - bar.n)
             if int(after * NUM_VALIDATIONS) > int(progress * NUM_VALIDATIONS):
-                train_loss = float(torch.stack(losses).nanmean())
-                losses.clear()
+                train_loss = float(losses[0] / losses[1])
+                losses.zero_()
                 alarms.check_gradients(step, train_loss, training)
                 if workers.is_first:
                     seen = validate(final, validation, plan, budget, form, device, seed, measure)
@@ -248,7 +272,7 @@ def train(
                 form=form.name,
                 width=budget.width,
                 patch_size=budget.patch_size,
-                batch_size=budget.batch_size,
+                batch_size=share * workers.count,
                 steps=step,
                 elapsed_s=round(elapsed_s, 2),
                 waited_s=round(waited_s, 2),
@@ -318,7 +342,7 @@ def validate(
     network.eval()
     random = np.random.default_rng(seed)
     for _ in range(max(1, VALIDATION_PATCHES // budget.batch_size) if sources else 0):
-        image, reference = draw_batch(sources, budget.patch_size, budget.batch_size, 1.0, random)
+        image, reference = draw_batch(sources, budget.patch_size, budget.batch_size, budget.batch_size, random)
         image, reference = image.to(device.where, memory_format=form.layout), reference.to(device.where)
         with form.autocast(image.device):
             logits = network(image)

@@ -65,6 +65,13 @@ def test_alarms_survive_a_restart():
     assert fresh.is_predicted.tolist() == [True, False]
 
 
+def test_a_regression_without_labels_survives_a_restart_too():
+    alarms, fresh = Alarms((), CPU), Alarms((), CPU)
+    fresh.load_state_dict(alarms.state_dict())
+    fresh.check_end()
+    assert fresh.messages == []
+
+
 def test_dsc_of_a_validation_counts_labels_that_are_predicted_or_wanted():
     validation = Validation(0.1, np.array([8, 0, 0]), np.array([10, 5, 0]), np.array([10, 0, 0]))
     assert validation.dsc == pytest.approx((0.8 + 0) / 2)

@@ -1,8 +1,5 @@
 """Every network by its name, in 2D and 3D: it accepts its patch, learns, and predicts the same once saved. Tiny throughout."""
 
-import dataclasses
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -73,8 +70,7 @@ def test_a_network_learns_and_predicts_the_same_once_it_is_saved(tmp_path, netwo
     assert losses[-1] < losses[0]
     assert built.eval()(image).shape == (len(image), 3, *plan.patch_size)
 
-    (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
-    save_model(tmp_path / "model.pt", built.state_dict(), WIDTH, tmp_path / "plan.json")
+    save_model(tmp_path / "model.pt", built.state_dict(), WIDTH, plan)
     scan = np.random.default_rng(0).normal(size=(2, 3 if dims == 2 else 18, 44, 22)).astype(np.float32)
     models = (Model(built, plan, WIDTH), load_model(tmp_path / "model.pt", CPU.where))
     before, after = (predict_probabilities([model], scan, CPU, overlap=0.25) for model in models)

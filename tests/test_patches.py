@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.nn.patches import PatchSource, batches, cut, draw_batch, draw_start, open_sources
+from pipeline.nn.patches import PatchSource, batches, cut, draw_batch, draw_start, foreground_patches, open_sources
+from pipeline.nn.workers import Workers
 from pipeline.preprocess import foreground_locations
 
 SHAPE = (9, 21, 17)
@@ -44,6 +45,12 @@ def test_foreground_patches_take_labels_evenly_and_lie_at_random_offsets():
     assert len({start for start in starts if start not in with_rare}) > 50
 
 
+def test_the_share_of_foreground_holds_for_the_whole_batch_however_many_processes_draw_it():
+    assert [foreground_patches(size, 0.5) for size in (1, 2, 7)] == [1, 1, 4]
+    assert foreground_patches(5, 0.0) == 0
+    assert [Workers(rank, 2).part_of(foreground_patches(2, 0.5), share=1) for rank in range(2)] == [1, 0]
+
+
 def test_a_volume_smaller_than_the_patch_lies_in_the_middle_of_zeros():
     source = make_source(shape=(6, 10, 10))
     start = draw_start(source, (8, 12, 12), True, np.random.default_rng(0))
@@ -56,7 +63,7 @@ def test_a_volume_smaller_than_the_patch_lies_in_the_middle_of_zeros():
 @pytest.mark.parametrize("patch_size", [(8, 8), (4, 8, 8)])
 def test_the_same_generator_state_gives_the_same_batch_and_image_and_reference_match(patch_size):
     sources = [make_source("a"), make_source("b")]
-    first, second = (draw_batch(sources, patch_size, 5, 0.5, np.random.default_rng(7)) for _ in range(2))
+    first, second = (draw_batch(sources, patch_size, 5, 2, np.random.default_rng(7)) for _ in range(2))
     assert (first[0] == second[0]).all()
     image, reference = first
     assert image.shape == reference.shape == (5, 1, *patch_size)
@@ -65,7 +72,7 @@ def test_the_same_generator_state_gives_the_same_batch_and_image_and_reference_m
 
 def test_a_case_without_foreground_still_gives_patches():
     empty = PatchSource("e", torch.ones(1, *SHAPE), torch.zeros(SHAPE, dtype=torch.int16), np.empty((0, 4), np.int32))
-    image, reference = draw_batch([empty], (4, 8, 8), 2, 1.0, np.random.default_rng(0))
+    image, reference = draw_batch([empty], (4, 8, 8), 2, 2, np.random.default_rng(0))
     assert image.shape == (2, 1, 4, 8, 8)
     assert not reference.any()
 

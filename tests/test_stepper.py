@@ -6,7 +6,9 @@ from torch import nn
 
 from pipeline.errors import TrainingError
 from pipeline.nn.device import Device
+from pipeline.nn.networks import build_network
 from pipeline.nn.stepper import GRADIENT_NORM, Stepper, tame_gradients
+from tests.test_train import tiny_plan
 
 CPU = Device(torch.device("cpu"), None)
 
@@ -46,6 +48,12 @@ def test_a_patch_that_alone_is_too_large_is_an_error_that_says_what_to_do():
         make_stepper(fits=0).step(make_batch())
     with pytest.raises(TrainingError, match="out of memory with 7 patches per process"):
         make_stepper(fits=3, may_split=False).step(make_batch())
+
+
+def test_the_default_network_lets_go_of_a_step_that_ran_out_of_memory():
+    network = build_network(tiny_plan(), 4).train()
+    network(torch.zeros(1, 1, *tiny_plan().patch_size))
+    assert network.heads and not any(isinstance(head, torch.Tensor) for head in network.heads)
 
 
 def test_the_number_of_parts_survives_a_restart():

@@ -1,7 +1,6 @@
 """Training learns, resumes to the same bytes, and refuses what it cannot use. Tiny on purpose: a few steps on the CPU."""
 
 import dataclasses
-import json
 import signal
 
 import numpy as np
@@ -14,7 +13,7 @@ from pipeline import train as module
 from pipeline.budget import fit_budget
 from pipeline.config import complete
 from pipeline.errors import TrainingError
-from pipeline.nn.checkpoints import exclusive, load_checkpoint, load_model, save_checkpoint, save_model
+from pipeline.nn.checkpoints import exclusive, load_checkpoint, load_model, save_checkpoint, save_model, training_key
 from pipeline.nn.device import Device
 from pipeline.nn.forms import usual_form
 from pipeline.nn.losses import make_loss
@@ -76,8 +75,7 @@ def run(folder, settings, plan=None, fold=0, sources=None, validation=None):
 def test_a_network_learns_two_blobs_and_its_saved_model_finds_them(tmp_path, dims):
     plan = tiny_plan(dims)
     weights, width = run(tmp_path, {"iterations": 200}, plan)
-    (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
-    save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
+    save_model(tmp_path / "model.pt", weights, width, plan)
     model = load_model(tmp_path / "model.pt", CPU.where)
     source = blob_source(20)
     probabilities = predict_probabilities([model], source.image.numpy(), CPU, overlap=0.5)
@@ -91,8 +89,7 @@ def test_a_network_learns_two_blobs_and_its_saved_model_finds_them(tmp_path, dim
 def test_a_network_learns_regions_that_overlap(tmp_path):
     plan = tiny_plan(regions=((2, 5), (5,)))
     weights, width = run(tmp_path, {"iterations": 200, "loss": "dice_bce"}, plan)
-    (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
-    save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
+    save_model(tmp_path / "model.pt", weights, width, plan)
     source = blob_source(20)
     model = load_model(tmp_path / "model.pt", CPU.where)
     found = label_map(predict_probabilities([model], source.image.numpy(), CPU, overlap=0.5), plan)
@@ -186,6 +183,27 @@ def test_changed_settings_never_resume_an_old_run(tmp_path, monkeypatch, capsys)
     assert "of other data or settings; training starts afresh" in capsys.readouterr().out
 
 
+def test_changed_data_never_resume_an_old_run_and_other_timings_do(tmp_path):
+    budget, plan = fit_budget(tiny_plan(), {"iterations": 3}), tiny_plan()
+    key = training_key(plan, budget, SETTINGS, (1, 0), ["digest", "case_0"])
+    assert key != training_key(plan, budget, SETTINGS, (1, 0), ["other digest", "case_0"])
+    again = dataclasses.replace(plan, widths=(Width(4, 0.5),), reasons={"axes": "said in other words"})
+    assert key == training_key(again, budget, SETTINGS, (1, 0), ["digest", "case_0"])
+
+
+def test_an_infinite_loss_of_one_step_is_left_out_of_the_mean(tmp_path, monkeypatch):
+    measure, calls = module.loss_of, []
+
+    def infinite_in_step_two(*args):
+        calls.append(1)
+        return measure(*args) * (float("inf") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(module, "loss_of", infinite_in_step_two)
+    monkeypatch.setattr(module, "NUM_VALIDATIONS", 1)
+    run(tmp_path, {"iterations": 4})
+    assert np.isfinite(float((tmp_path / "progress.tsv").read_text().split("\t")[-3]))
+
+
 def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, capsys):
     save_checkpoint(tmp_path / "checkpoint.pt", "key", {"step": 3})
     assert load_checkpoint(tmp_path / "checkpoint.pt", "key")["step"] == 3
@@ -267,8 +285,7 @@ def test_averaged_weights_are_those_that_are_saved(tmp_path):
 def test_training_goes_on_from_pretrained_weights_and_refuses_those_of_another_network(tmp_path, capsys):
     plan = tiny_plan()
     weights, width = run(tmp_path / "first", {"iterations": 8}, plan)
-    (tmp_path / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
-    save_model(tmp_path / "model.pt", weights, width, tmp_path / "plan.json")
+    save_model(tmp_path / "model.pt", weights, width, plan)
     started, _ = run(
         tmp_path / "second", {"iterations": 1, "learning_rate": 1e-12, "pretrained": str(tmp_path / "model.pt")}
     )
@@ -277,6 +294,8 @@ def test_training_goes_on_from_pretrained_weights_and_refuses_those_of_another_n
     more_labels = tiny_plan(labels=(0, 1, 2, 3))
     run(tmp_path / "third", {"iterations": 1, "pretrained": str(tmp_path / "model.pt")}, more_labels)
     assert f"of {len(weights)} weights from" in capsys.readouterr().out
+    with pytest.raises(TrainingError, match=r"none.pt: no such file found.*Correct `train.pretrained`"):
+        run(tmp_path / "no", {"iterations": 1, "pretrained": str(tmp_path / "none.pt")})
     wider = tiny_plan(widths=(Width(6, 0.01),))
     with pytest.raises(TrainingError, match=r"weights fit\. Use the same"):
         run(tmp_path / "fourth", {"iterations": 1, "pretrained": str(tmp_path / "model.pt")}, wider)
@@ -291,6 +310,13 @@ def test_two_processes_never_train_in_one_folder(tmp_path):
         pass
     with exclusive(tmp_path):
         pass
+
+
+def test_a_new_training_leaves_no_picture_of_the_one_before(tmp_path):
+    run(tmp_path, {"iterations": 2})
+    assert (tmp_path / "augmented.png").exists()
+    run(tmp_path, {"iterations": 2, "augment": False})
+    assert not (tmp_path / "augmented.png").exists()
 
 
 def test_progress_is_written_for_the_report(tmp_path):

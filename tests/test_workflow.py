@@ -265,12 +265,13 @@ def test_wrong_input_is_one_clear_line_and_a_failure(small_cohort, damage, chang
     assert_one_line(snakemake(small_cohort, "check", **changes), message)
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint_with_no_other_flag(small_cohort):
-    """kill -9 of the whole process tree, `--unlock`, the same command: the log says at which step it went on."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_training_goes_on_from_its_checkpoint_with_no_other_flag(small_cohort, number):
+    """kill -9 or Ctrl-C of the whole process tree, `--unlock`, the same command: the log says at which step it went on."""
     changes = {
         "configurations": {"3d_fullres": SETTINGS["configurations"]["3d_fullres"]},
         "run_folds": [0],
-        "train": {"minutes": 0.5},
+        "train": {"minutes": 0.4},
     }
     (small_cohort / "config.json").write_text(json.dumps({**SETTINGS, **changes}))
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2"]
@@ -285,14 +286,17 @@ def test_a_killed_training_goes_on_from_its_checkpoint_with_no_other_flag(small_
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.killpg(process.pid, number)
     process.wait()
     assert checkpoint.exists()
+    written = small_cohort / "logs/tiny/train/3d_fullres/fold_0.log"
+    if number == signal.SIGINT:
+        assert "stopped: saved at step" in written.read_text()
 
     assert snakemake(small_cohort, "--unlock", **changes).returncode == 0
     done = snakemake(small_cohort, **changes)
     assert done.returncode == 0, done.stdout + done.stderr
-    log = (small_cohort / "logs/tiny/train/3d_fullres/fold_0.log").read_text()
+    log = written.read_text()
     assert "resumed: " in log
     assert "at step 0 " not in log
     assert (small_cohort / "results/tiny/report.html").exists()

@@ -38,7 +38,7 @@ class Alarms:
     def __init__(self, labels: Sequence[object], device: torch.device) -> None:
         self.labels = labels
         self.streak, self.longest, self.skipped = (torch.zeros((), device=device) for _ in range(3))
-        self.num_empty = 0
+        self.num_empty = self.num_told = 0
         self.is_predicted, self.is_wanted = np.zeros((2, len(labels)), bool)
         self.messages: list[str] = []
 
@@ -61,7 +61,8 @@ class Alarms:
                 f"training: loss {train_loss} at step {step}, {int(self.longest)} steps in a row without a finite "
                 f"gradient; {cause}. {todo}"
             )
-        if self.skipped:
+        if int(self.skipped) > self.num_told:
+            self.num_told = int(self.skipped)
             print(f"alarm: {int(self.skipped)} steps skipped so far, for their gradient was not finite", flush=True)
 
     def check_validation(self, step: int, seen: Validation) -> None:
@@ -96,4 +97,4 @@ class Alarms:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.streak, self.longest, self.skipped = state["counts"].to(self.streak.device)
         self.num_empty, self.messages = state["num_empty"], state["messages"]
-        self.is_predicted, self.is_wanted = np.array(state["is_predicted"]), np.array(state["is_wanted"])
+        self.is_predicted, self.is_wanted = (np.array(state[name], bool) for name in ("is_predicted", "is_wanted"))

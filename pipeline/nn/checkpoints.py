@@ -9,13 +9,14 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline import records
+from pipeline.budget import Budget
 from pipeline.errors import TrainingError
 from pipeline.nn.networks import build_network
 from pipeline.plan import Plan, plan_from_json
@@ -48,9 +49,11 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
     return state
 
 
-def training_key(plan: Plan, settings: dict[str, Any], seed: tuple[int, int], cases: list[str]) -> str:
-    """Two runs with the same key may continue each other."""
-    return hashlib.sha256(json.dumps([repr(plan), settings, seed, cases], sort_keys=True).encode()).hexdigest()
+def training_key(plan: Plan, budget: Budget, settings: dict[str, Any], seed: tuple[int, int], data: list[str]) -> str:
+    """Two runs with the same key may continue each other: same sizes, settings and data, whatever was measured meanwhile."""
+    asked = replace(plan, widths=(), reasons={}, memory_measured_gib=None)
+    sizes = (budget.width, budget.patch_size, budget.batch_size, budget.steps, budget.seconds)
+    return hashlib.sha256(json.dumps([repr(asked), sizes, settings, seed, data], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -69,11 +72,11 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def save_model(path: Path, weights: dict[str, torch.Tensor], width: int, plan: Path) -> None:
+def save_model(path: Path, weights: dict[str, torch.Tensor], width: int, plan: Plan) -> None:
     """One file that predicts on its own: weights in fp32, the width and the plan they belong to."""
     checksum_file(path).unlink(missing_ok=True)  # a kill between the two files must not leave a checksum of the old one
     with records.written_whole(path) as partial:
-        torch.save({"weights": weights, "width": width, "plan": records.read_json(plan)}, partial)
+        torch.save({"weights": weights, "width": width, "plan": json.loads(json.dumps(asdict(plan)))}, partial)
     with records.written_whole(checksum_file(path)) as partial:
         partial.write_text(f"{records.sha256(path)}  {path.name}\n")
 
@@ -89,6 +92,8 @@ def load_pretrained(network: torch.nn.Module, path: Path) -> str:
     Raises:
         TrainingError: missing, damaged, or of another network: fewer than half of the weights fit.
     """
+    if not path.exists():
+        raise TrainingError(f"{path}: no such file found, a model.pt expected. Correct `train.pretrained`.")
     weights = read_model(path)["weights"]
     own = network.state_dict()
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}

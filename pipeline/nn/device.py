@@ -41,11 +41,14 @@ def pick_device(wanted: str, *, is_deterministic: bool = False) -> Device:
         )
     if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks for
-        torch.use_deterministic_algorithms(True)
+        # on a GPU, 3D pooling and trilinear upsampling have no deterministic gradient: torch warns and goes on
+        torch.use_deterministic_algorithms(True, warn_only=wanted != "cpu" and torch.cuda.is_available())
     if wanted != "cpu" and torch.cuda.is_available():
         torch.backends.cudnn.benchmark = not is_deterministic
         torch.set_float32_matmul_precision("high")
-        return Device(torch.device("cuda"), torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        where = torch.device("cuda", torch.cuda.current_device())
+        return Device(where, torch.bfloat16 if is_native else torch.float16)
     return Device(torch.device("cpu"), torch.bfloat16 if _cpu_multiplies_bfloat16() else None)
 
 

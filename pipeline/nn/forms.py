@@ -97,10 +97,11 @@ def choose_form(
     if COMPILE_S[device.where.type] > COMPILE_SHARE * expected_seconds(plan, budget):
         return form, "as planned; the budget is too short to try the compiler"
     clock = measure or (lambda form: seconds_per_step(form, plan, budget.width, budget.batch_size, device))
+    seconds = {form: clock(form)}
     try:
-        seconds = {form: clock(form), compiled: clock(compiled)}
+        seconds[compiled] = clock(compiled)
     except Exception as error:  # the compiler fails in many ways where it lacks a C++ compiler or Triton
-        return form, f"as planned; compiling is not possible here: {str(error).splitlines()[0]}"
+        return form, f"as planned; compiling is not possible here: {str(error).partition(chr(10))[0] or repr(error)}"
     best = min(seconds, key=lambda form: seconds[form])
     return best, f"as planned {seconds[form]:.3f} s per step, compiled {seconds[compiled]:.3f} s"
 

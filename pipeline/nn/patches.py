@@ -63,15 +63,14 @@ def draw_batch(
     sources: Sequence[PatchSource],
     patch_size: Sequence[int],
     batch_size: int,
-    foreground: float,
+    num_foreground: int,
     random: np.random.Generator,
 ) -> Batch:
     """A batch `image` (B, C, …) and `reference` (B, 1, …) of class indices; slices (H, W) when the patch has two axes.
 
-    A share `foreground` of the patches (at least one, if it is not 0) holds a labelled voxel somewhere inside, of a
-    class drawn evenly among those of its case. Where a scan is smaller than a patch, zeros surround it.
+    The first `num_foreground` patches hold a labelled voxel somewhere inside, of a class drawn evenly among those of
+    their case. Where a scan is smaller than a patch, zeros surround it.
     """
-    num_foreground = max(round(batch_size * foreground), 1) if foreground else 0
     images, references = [], []
     for index in range(batch_size):
         source = sources[int(random.integers(len(sources)))]
@@ -79,6 +78,11 @@ def draw_batch(
         images.append(cut(source.image, start, patch_size))
         references.append(cut(source.classes[None], start, patch_size))
     return torch.stack(images), torch.stack(references)
+
+
+def foreground_patches(batch_size: int, foreground: float) -> int:
+    """The share `foreground` of a batch; at least one patch, if it is not 0."""
+    return max(round(batch_size * foreground), 1) if foreground else 0
 
 
 def draw_start(

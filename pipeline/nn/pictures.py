@@ -31,7 +31,7 @@ def draw_examples(
     sources: Sequence[PatchSource], patch_size: Sequence[int], seed: Sequence[int], device: Device
 ) -> Batch:
     """A few labelled patches to look at, the same whenever a training starts or goes on."""
-    image, reference = draw_batch(sources, patch_size, NUM_EXAMPLES, 1.0, np.random.default_rng(seed))
+    image, reference = draw_batch(sources, patch_size, NUM_EXAMPLES, NUM_EXAMPLES, np.random.default_rng(seed))
     return image.to(device.where), reference.to(device.where)
 
 
@@ -87,7 +87,7 @@ def augmented_sheet(
     seed: Sequence[int],
 ) -> bytes:
     """PNG of some training patches with the outlines of their labels: as they are, and below as the network sees them."""
-    image, reference = draw_batch(sources, patch_size, PICTURED_PATCHES, 1.0, np.random.default_rng(seed))
+    image, reference = draw_batch(sources, patch_size, PICTURED_PATCHES, PICTURED_PATCHES, np.random.default_rng(seed))
     image, reference = image.cpu(), reference.cpu()  # where random numbers can be put back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed[0])

@@ -20,7 +20,7 @@ from pipeline.nn.device import Device, pick_device
 from pipeline.nn.forms import Form, candidate_forms, seconds_per_step, training_step, usual_form
 from pipeline.plan import Plan, plan_from_json
 
-PROBE_SECONDS = 20.0  # further forms and wider networks are left out once this is spent
+PROBE_SECONDS = 20.0  # once this is spent, further forms and middle widths are left out
 MIN_CPU_VOXELS = 100_000  # per step, so that the overhead of a layer does not hide its cost
 GIB = 2**30
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
@@ -45,9 +45,9 @@ def measure_step(plan: Plan, widths: list[int], device: Device, memory_gib: floa
 
 
 def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int, float], dict[int, str]]:
-    """Seconds per sample and the form they were measured in, narrowest first; at least one width is measured.
+    """Seconds per sample and the form they were measured in, narrowest first.
 
-    The narrowest tries every form, the others the two that were best.
+    The narrowest tries every form, the others the two that were best. The widest is measured however long it takes.
     """
     begin = time.perf_counter()
     forms = candidate_forms(device, plan.dims)
@@ -55,12 +55,16 @@ def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int
     measured: dict[int, float] = {}
     names: dict[int, str] = {}
     for width in widths:
-        if measured and time.perf_counter() - begin > PROBE_SECONDS:
-            break
+        if measured and width != widths[-1] and time.perf_counter() - begin > PROBE_SECONDS:
+            continue
         seconds: dict[Form, float] = {}
         for form in forms:
             if not seconds or time.perf_counter() - begin < PROBE_SECONDS:
-                seconds[form] = seconds_per_step(form, plan, width, batch, device) / batch
+                try:
+                    seconds[form] = seconds_per_step(form, plan, width, batch, device) / batch
+                except torch.OutOfMemoryError:  # memory was measured with the usual form, which comes first
+                    if not seconds:
+                        raise
         forms = sorted(seconds, key=lambda form: seconds[form])[:2]
         measured[width], names[width] = seconds[forms[0]], forms[0].name
     return measured, names

@@ -32,17 +32,20 @@ class Stepper:
         Raises:
             TrainingError: one patch alone does not fit into memory.
         """
-        while True:
-            try:
-                loss = self._gradients(batch)
-                break
-            except torch.OutOfMemoryError as error:
-                self._split_finer(len(batch[0]), error)
+        while (loss := self._loss_if_it_fits(batch)) is None:
+            self._split_finer(len(batch[0]))
         self.scaler.unscale_(self.optimizer)
         is_finite = tame_gradients(self.network.parameters())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss, is_finite
+
+    def _loss_if_it_fits(self, batch: Batch) -> torch.Tensor | None:
+        """None when memory ran out; the error and all that it holds is gone by then."""
+        try:
+            return self._gradients(batch)
+        except torch.OutOfMemoryError:
+            return None
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -53,12 +56,12 @@ class Stepper:
             total += loss.detach()
         return total
 
-    def _split_finer(self, batch_size: int, error: torch.OutOfMemoryError) -> None:
+    def _split_finer(self, batch_size: int) -> None:
         if not self.may_split or self.parts >= batch_size:
             found = "a single patch" if self.may_split else f"{batch_size} patches per process"
             raise TrainingError(
                 f"{self.device}: out of memory with {found}. Set a smaller `patch_size` or `memory_gib`."
-            ) from error
+            )
         self.parts = min(2 * self.parts, batch_size)
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.where.type == "cuda":

@@ -24,6 +24,10 @@ class Workers:
         """Patches per process, at least one; rounded up."""
         return -(-batch_size // self.count)
 
+    def part_of(self, number: int, share: int) -> int:
+        """How many of the first `number` patches of the whole batch are in this process' share."""
+        return min(max(number - self.rank * share, 0), share)
+
     def wrap(self, network: nn.Module) -> nn.Module:
         return network if self.count == 1 else DistributedDataParallel(network)
 

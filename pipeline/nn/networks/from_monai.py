@@ -21,8 +21,11 @@ class DeeplySupervisedUNet(DynUNet):
     """
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        logits = self.output_block(self.skip_layers(image))
-        return [logits, *self.heads] if self.training else logits
+        try:
+            logits = self.output_block(self.skip_layers(image))
+            return [logits, *self.heads] if self.training else logits
+        finally:  # MONAI would keep them, and with them the graph of a step that ran out of memory
+            self.heads[:] = [None] * len(self.heads)
 
     def get_output_block(self, idx: int) -> nn.Module:
         return UnetOutBlock(self.spatial_dims, self.filters[idx], self.out_channels)
