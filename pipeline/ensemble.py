@@ -19,8 +19,9 @@ from pipeline.metrics import dsc
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
 from pipeline.probabilities import label_map, load_probabilities
-from pipeline.records import BACKGROUND, Case, Cohort
+from pipeline.records import Case, Cohort
 from pipeline.regression import mean_absolute_error
+from pipeline.targets import per_target
 
 Combination = tuple[str, ...]  # names of configurations whose probabilities are averaged
 
@@ -102,24 +103,12 @@ def score_case(
         values = read_ras(case.label)[0]
         return {part: -mean_absolute_error(values, mean_values(files, case.case, part)) for part in offered}
     reference = read_labels_ras(case.label)[0]
-    is_ignored = reference == cohort.ignore_label  # nowhere if there is none
-    reference[is_ignored] = BACKGROUND
     scores: dict[Combination, float | None] = {}
     for combination in offered:
         prediction = combine(files, case.case, combination, plan)
-        prediction[is_ignored] = BACKGROUND
-        found = [score for score in _dsc(reference, prediction, cohort) if score is not None]
+        found = [score for score in per_target(dsc, reference, prediction, cohort) if score is not None]
         scores[combination] = float(np.mean(found)) if found else None
     return scores
-
-
-def _dsc(reference: Segmentation, prediction: Segmentation, cohort: Cohort) -> list[float | None]:
-    if not cohort.regions:
-        return dsc(reference, prediction, labels=list(cohort.foreground))
-    return [
-        dsc(np.isin(reference, values), np.isin(prediction, values), labels=[1])[0]
-        for values in cohort.regions.values()
-    ]
 
 
 def mean_scores(

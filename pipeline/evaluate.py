@@ -20,8 +20,9 @@ from pipeline.errors import CohortError
 from pipeline.images import Grid, read_labels_ras, refuse_other_grid
 from pipeline.metrics import Status, measure
 from pipeline.paths import Results
-from pipeline.records import BACKGROUND, Case, Cohort
+from pipeline.records import Case, Cohort
 from pipeline.regression import ErrorScore
+from pipeline.targets import per_target
 
 MEAN = "mean"  # stands for a label in the row over all labels
 
@@ -117,19 +118,11 @@ def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, toler
     """
     assert case.label is not None, case
     reference, grid = read_labels_ras(case.label)
-    is_ignored = reference == cohort.ignore_label  # nowhere if there is none
-    reference[is_ignored] = BACKGROUND
     scores = []
     for configuration, path in masks.items():
         prediction, found = read_labels_ras(path)
         refuse_other_grid(path, found, case.label, grid)
-        prediction[is_ignored] = BACKGROUND
         look = partial(measure, spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
-        if cohort.regions:
-            masks_of = [[np.isin(array, one.values) for array in (reference, prediction)] for one in cohort.targets]
-            measures = [look(*both, labels=[1])[0] for both in masks_of]
-        else:
-            measures = look(reference, prediction, labels=list(cohort.foreground))
         scores += [
             Score(
                 configuration=configuration,
@@ -141,7 +134,7 @@ def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, toler
                 diagonal_mm=_diagonal_mm(grid),
                 **{**asdict(measured), "label": target.label},
             )
-            for target, measured in zip(cohort.targets, measures, strict=True)
+            for target, measured in zip(cohort.targets, per_target(look, reference, prediction, cohort), strict=True)
         ]
     return scores
 

@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -28,7 +27,8 @@ from pipeline.images import read_labels_ras, read_ras
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
 from pipeline.plan import DIGEST, is_edited
-from pipeline.records import BACKGROUND, Case, Cohort, TrainingFacts
+from pipeline.records import Case, Cohort, TrainingFacts
+from pipeline.targets import as_painted
 
 ENSEMBLE = "ensemble"
 TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
@@ -299,10 +299,9 @@ def draw_case(
     case = next(one for one in cases if one.case == shown.case)
     assert case.label is not None, case
     volume, grid = read_ras(case.channels[0])
-    reference = read_labels_ras(case.label)[0]
     image = figures.overlay(
         volume,
-        np.where(reference == cohort.ignore_label, BACKGROUND, reference),
+        as_painted(read_labels_ras(case.label)[0], cohort),
         read_labels_ras(files.mask(configuration, case.case))[0],
         spacing_mm=grid.spacing_mm,
         window=figures.grey_window(volume, is_ct=cohort.channels[min(cohort.channels)].lower() == "ct"),

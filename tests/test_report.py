@@ -371,6 +371,23 @@ def test_reference_and_prediction_are_drawn_in_the_colour_of_their_label() -> No
     assert draw(black, reference, prediction, {})[..., 0].max() > 0.5, "the letters only"
 
 
+def test_with_regions_the_reference_is_drawn_in_the_values_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voxel of 2 in the region of 1 and 2 is painted as 1, which has the colour of the region."""
+    files = make_run(["3d"], {1: "core", 2: "rim"}, present=[1, 2])
+    cohort = dataclasses.replace(records.read_cohort(files.cohort), regions={"both": [1, 2]})
+    records.write_cohort(files.cohort, cohort)
+    evaluate.main(files.name, "3d", "0,1", json.dumps({"tolerance_mm": 2}))
+    drawn: list[set[int]] = []
+
+    def overlay(_: Any, reference: Any, *__: Any, colours: dict[int, str], **___: Any) -> bytes:
+        drawn.append(set(np.unique(reference).tolist()) - colours.keys())
+        return b""
+
+    monkeypatch.setattr(figures, "overlay", overlay)
+    page_of(files)
+    assert drawn and drawn == [{0}] * len(drawn)
+
+
 def test_the_planes_go_through_a_labelled_voxel_even_of_a_ring() -> None:
     ring = np.zeros((15, 15, 3), np.int32)
     ring[2:13, 2:13, 1] = 1
