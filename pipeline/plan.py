@@ -195,13 +195,41 @@ def edited_note(path: Path) -> str:
     return f"{path} was edited by hand and is kept. Delete it to plan anew."
 
 
+def of_cohort(cohort: Cohort) -> dict[str, Any]:
+    """The fields of a plan that the cohort alone decides."""
+    return {
+        "task": cohort.task,
+        "labels": tuple(sorted(cohort.labels)),
+        "regions": tuple(tuple(values) for values in cohort.regions.values()),
+        "ignore_label": cohort.ignore_label,
+        "channels": tuple(cohort.channels.values()),
+    }
+
+
+def refuse_other_cohort(path: Path, cohort: Cohort) -> None:
+    """
+    Raises:
+        PlanError: edited by hand and of no use, or for a cohort that has changed since.
+    """
+    plan = read_plan(path)
+    wrong = [
+        f"{key} is {getattr(plan, key)}, {value} expected"
+        for key, value in of_cohort(cohort).items()
+        if getattr(plan, key) != value
+    ]
+    if wrong:
+        raise PlanError(
+            f"{path}: edited by hand for another cohort: {'; '.join(wrong)}. Delete it to plan anew, or undo the change."
+        )
+
+
 def main(
     results: str, configuration: str, settings: str, memory_gib: float = 8, device: str = "auto", threads: int = 1
 ) -> None:
     files = Results(results)
     path = files.plan(configuration)
     if path.exists() and is_edited(path):
-        read_plan(path)
+        refuse_other_cohort(path, records.read_cohort(files.cohort))
         path.touch()
         print(edited_note(path))
         return
@@ -303,7 +331,6 @@ def _plan_at_resolution(
     plan = Plan(
         configuration=configuration,
         left_out=None,
-        task=cohort.task,
         dims=dims,
         network=wanted["network"],
         preset=wanted["preset"],
@@ -320,11 +347,8 @@ def _plan_at_resolution(
         memory_measured_gib=None,
         strides=fitted.strides,
         kernels=fitted.kernels,
-        labels=tuple(sorted(cohort.labels)),
-        regions=tuple(tuple(values) for values in cohort.regions.values()),
-        ignore_label=cohort.ignore_label,
+        **of_cohort(cohort),
         target_scale=fingerprint["target_rms"] or 1.0,
-        channels=tuple(cohort.channels.values()),
         normalisation=schemes,
         foreground_intensity=tuple(_foreground(channel) for channel in fingerprint["channels"]),
         widths=(),

@@ -200,8 +200,39 @@ def test_a_plan_is_edited_when_it_says_something_else_not_when_it_is_laid_out_an
     assert is_edited(path)
 
 
+def write_cohort_of_plan(**changes):
+    cohort = Cohort("a", "MSD", {0: "background", 2: "one", 5: "other"}, {0: "MRI"})
+    records.write_cohort(Results("a").cohort, replace(cohort, **changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": {0: "background", 2: "one"}}, "labels is (0, 2, 5), (0, 2) expected"),
+        ({"regions": {"both": [2, 5]}}, "regions is (), ((2, 5),) expected"),
+        ({"ignore_label": 9}, "ignore_label is None, 9 expected"),
+        ({"channels": {0: "CT"}}, "channels is ('MRI',), ('CT',) expected"),
+        (
+            {"labels": {}, "task": "regression"},
+            "task is segmentation, regression expected; labels is (0, 2, 5), () expected",
+        ),
+    ],
+)
+def test_an_edited_plan_does_not_survive_a_change_of_what_the_cohort_decides(tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    path = written(Results("a").plan("3d_fullres"), batch_size=7)
+    write_cohort_of_plan(**change)
+    with pytest.raises(
+        PlanError, match=re.escape(f"edited by hand for another cohort: {message}. Delete it")
+    ) as caught:
+        plan_stage.main("a", "3d_fullres", json.dumps(settings(dims=3)))
+    assert "\n" not in str(caught.value)
+    assert is_edited(path), "kept as it was"
+
+
 def test_an_edited_plan_is_kept_and_the_log_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    write_cohort_of_plan()
     path = written(Results("a").plan("3d_fullres"), batch_size=7)
     before = path.read_bytes()
     plan_stage.main("a", "3d_fullres", json.dumps(settings(dims=3)))
