@@ -45,6 +45,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_labels(full)
     _complete_loss(full)
     _check_mirrors(full["train"]["mirror"])
+    _check_effect(full["train"], full["predict"])
     _check_folds(full)
     return full
 
@@ -175,6 +176,18 @@ def _check_mirrors(mirrors: list[str | dict[str, Any]]) -> None:
             raise ConfigError(
                 f"config: train.mirror swaps label {twice[0]} twice along {axis}: each has one counterpart."
             )
+
+
+def _check_effect(train: Mapping[str, Any], predict: Mapping[str, Any]) -> None:
+    """Refuse what would change nothing."""
+    if train["artefacts"] and not train["augment"]:
+        raise ConfigError(
+            f"config: train.artefacts is {train['artefacts']}, yet train.augment is false. Remove one of them."
+        )
+    if predict["mirror"] and not train["mirror"]:
+        raise ConfigError(
+            "config: predict.mirror is true, yet train.mirror names no axis. Name axes there, or remove it."
+        )
 
 
 def _check_folds(config: dict[str, Any]) -> None:

@@ -77,6 +77,11 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ({"ignore_label": 3, "task": "regression"}, "ignore_label is 3, yet a regression has no labels"),
         ({"labels": {"1": "a"}, "task": "regression"}, "labels is {'1': 'a'}, yet a regression has no labels"),
         ({"task": "regression", "train": {"class_weights": [1, 2]}}, "class_weights is [1, 2], yet mse takes none"),
+        (
+            {"train": {"artefacts": ["motion"], "augment": False}},
+            "train.artefacts is ['motion'], yet train.augment is false. Remove one of them.",
+        ),
+        ({"predict": {"mirror": True}}, "predict.mirror is true, yet train.mirror names no axis. Name axes there"),
         ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet'"),
     ],
 )
