@@ -287,7 +287,7 @@ def _box_with_points(axes: Axes, values: NDArray[np.floating], y: int, colour: s
 
 
 def learning_curves(progress: Progress) -> bytes:
-    """SVG: per configuration the losses and the validation DSC over the steps, one colour per fold.
+    """SVG: per configuration the losses and, if it was ever measured, the validation DSC over the steps, one colour per fold.
 
     Args:
         progress: not empty; columns step, train_loss, validation_loss, validation_dsc, NaN = not measured.
@@ -296,22 +296,23 @@ def learning_curves(progress: Progress) -> bytes:
     folds = sorted({fold for _, fold in progress})
     colours = dict(zip(folds, colormaps["cividis"](np.linspace(0, 0.85, len(folds))), strict=True))
     figure = Figure(figsize=(9, 0.5 + 2.1 * len(configurations)), layout="constrained")
-    panels = figure.subplots(len(configurations), 2, squeeze=False)
+    has_dsc = any(table["validation_dsc"].notna().any() for table in progress.values())
+    titles = ("loss", "validation DSC") if has_dsc else ("loss",)
+    panels = figure.subplots(len(configurations), len(titles), squeeze=False)
     for (configuration, fold), table in progress.items():
-        loss, dsc = panels[configurations.index(configuration)]
+        row = panels[configurations.index(configuration)]
         for axes, column, style in (
-            (loss, "train_loss", ":"),
-            (loss, "validation_loss", "-"),
-            (dsc, "validation_dsc", "-"),
+            (row[0], "train_loss", ":"),
+            (row[0], "validation_loss", "-"),
+            *([(row[1], "validation_dsc", "-")] if has_dsc else []),
         ):
             curve = table[["step", column]].dropna()
             curve = curve.iloc[:: max(1, len(curve) // LARGEST_CURVE)]
             marker = "o" if len(curve) == 1 else None
             axes.plot(curve["step"], curve[column], style, color=colours[fold], linewidth=1.3, marker=marker)
-    for configuration, (loss, dsc) in zip(configurations, panels, strict=True):
-        loss.set_title(f"{configuration}: loss", parse_math=False)
-        dsc.set_title(f"{configuration}: validation DSC", parse_math=False)
-        for axes in (loss, dsc):
+    for configuration, row in zip(configurations, panels, strict=True):
+        for axes, title in zip(row, titles, strict=True):
+            axes.set_title(f"{configuration}: {title}", parse_math=False)
             axes.title.set(fontsize=9, color=INK)
             axes.set_xlabel("step", fontsize=8)
             _sober(axes)

@@ -251,7 +251,10 @@ def train(
                             events.add_scalar(name, value, step)
                     if len(rows) in PICTURED_VALIDATIONS:
                         log_pictures(events, step, final, *examples, plan, form)
-                    bar.set_postfix(loss=f"{train_loss:.3f}", validation_dsc=f"{seen.dsc or 0:.3f}", refresh=False)
+                    shown = {"loss": train_loss, "validation_loss": seen.loss, "validation_dsc": seen.dsc}
+                    bar.set_postfix(
+                        {key: f"{value:.3f}" for key, value in shown.items() if value is not None}, refresh=False
+                    )
                 (elapsed_s,) = workers.agree(time.monotonic() - begin)
             if is_stopped:
                 if workers.is_first:

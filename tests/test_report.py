@@ -411,6 +411,30 @@ def test_the_same_results_give_the_same_figures() -> None:
     assert first == second
 
 
+def test_learning_curves_have_no_panel_of_a_dsc_that_nobody_measured() -> None:
+    table = pd.DataFrame(
+        {"step": [1, 2], "train_loss": [1, 0.5], "validation_loss": [1, 2], "validation_dsc": math.nan}
+    )
+    of_values = figures.learning_curves({("2d", 0): table})
+    of_labels = figures.learning_curves({("2d", 0): table.assign(validation_dsc=0.5), ("3d", 0): table})
+    assert (b"2d: loss" in of_values, b"validation DSC" in of_values) == (True, False)
+    assert b"3d: validation DSC" in of_labels
+
+
+def test_errors_of_a_regression_are_said_in_digits_that_count_and_no_dsc_is() -> None:
+    files = make_run(["2d", "3d", "ensemble"], {1: "dose"}, [1])
+    cohort = dataclasses.replace(records.read_cohort(files.cohort), labels={}, task="regression")
+    records.write_cohort(files.cohort, cohort)
+    choice = records.read_json(files.choice)
+    records.write_json(files.choice, {**choice, "scores": {"2d+3d": 0.00012346, "2d": 1234.5678}})
+    evaluate.main(files.name, "2d,3d,ensemble", "0,1", json.dumps({"tolerance_mm": 2}))
+    page = page_of(files)
+    assert '<td class="num">0.0001235</td>' in page
+    assert '<td class="num">1235</td>' in page
+    (of_curves,) = (str(image["alt"]) for image in Tags(page).images if "loss" in str(image["alt"]))
+    assert of_curves.startswith("Training and validation loss over the steps")
+
+
 def test_images_survive_the_way_into_the_page() -> None:
     source = report.as_source(b"\x00\xff", "png")
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"\x00\xff"

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import records
 from pipeline import train as module
 from pipeline.budget import fit_budget
-from pipeline.config import complete
+from pipeline.config import complete, fitting_losses
 from pipeline.errors import TrainingError
 from pipeline.nn.checkpoints import exclusive, load_checkpoint, load_model, save_checkpoint, save_model, training_key
 from pipeline.nn.device import Device
@@ -299,6 +299,19 @@ def test_training_goes_on_from_pretrained_weights_and_refuses_those_of_another_n
     wider = tiny_plan(widths=(Width(6, 0.01),))
     with pytest.raises(TrainingError, match=r"weights fit\. Use the same"):
         run(tmp_path / "fourth", {"iterations": 1, "pretrained": str(tmp_path / "model.pt")}, wider)
+
+
+@pytest.mark.parametrize(("task", "is_shown"), [("segmentation", True), ("regression", False)])
+def test_the_progress_bar_shows_what_was_measured(tmp_path, capsys, task, is_shown):
+    source, plan = blob_source(1), tiny_plan()
+    if task == "regression":
+        source = dataclasses.replace(source, classes=source.classes.float())
+        plan = tiny_plan(task=task, labels=())
+    loss = fitting_losses(task, has_regions=False)[0]
+    run(tmp_path, {"iterations": 2, "loss": loss}, plan, sources=[source], validation=[source])
+    bar = capsys.readouterr().err
+    assert "validation_loss=" in bar
+    assert ("validation_dsc=" in bar) == is_shown
 
 
 def test_two_processes_never_train_in_one_folder(tmp_path):
