@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.architectures import ARCHITECTURES
 from pipeline.plan import Plan
-from pipeline.topology import BASE_FEATURES
+from pipeline.topology import BASE_FEATURES, Topology
 
 STEPS_PER_EPOCH = 250  # nnU-Net's epoch
 WANTED_SAMPLES = 3000  # patches that a network should see before it is worth making it wider
@@ -66,7 +66,7 @@ def shrink(plan: Plan, factor: float) -> tuple[int, ...]:
     Every stride still divides it, and its coarsest feature map keeps two voxels along each axis that has so many.
     """
     patch = list(plan.patch_size)
-    divisors = [prod(stride[axis] for stride in plan.strides) for axis in range(plan.dims)]
+    divisors = Topology(plan.strides, plan.kernels, plan.patch_size).divisors
     while prod(plan.patch_size) / prod(patch) < factor:
         axis = max(range(plan.dims), key=lambda axis: patch[axis] / divisors[axis])
         if patch[axis] // divisors[axis] // 2 < LEAST_EDGES:

@@ -25,8 +25,7 @@ Affine = NDArray[np.float64]  # (4, 4), voxel index to RAS+ millimetres
 Spacing = tuple[float, ...]  # mm along I, J, K
 Shape = tuple[int, ...]  # voxels along I, J, K
 
-# As `check` decides whether two files are one grid: corners this share of the smallest spacing apart at most.
-LARGEST_SHIFT = 0.1
+LARGEST_SHIFT = 0.1  # of the smallest spacing: corners further apart make two files two grids
 UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 
 

@@ -49,7 +49,7 @@ def normalise(channel: Volume, scheme: Scheme, foreground: ForegroundIntensity) 
 
     `ct`: clipped to the cohort's foreground percentiles, then its mean and standard deviation. `zscore`: the case's own;
     `zscore_nonzero`: its own over nonzero voxels, zero elsewhere. `rescale`: the case's minimum to 0, its maximum to 1.
-    `none`: as it is. A constant channel gives zeros, except for `none`.
+    `none`: as it is. A constant channel gives zeros from `zscore`, `zscore_nonzero` and `rescale`.
     Source: nnU-Net v2.
     """
     if scheme == "none":

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,14 @@ def test_none_leaves_every_value_as_it_is():
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def test_a_constant_scan_gives_finite_numbers(scheme, value):
     assert np.isfinite(normalise(np.full((3, 3, 3), value, np.float32), scheme, NOTHING)).all()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "value"), [("zscore", 0), ("zscore_nonzero", 0), ("rescale", 0), ("none", 100), ("ct", 0.5)]
+)
+def test_a_constant_channel_gives_zeros_where_the_case_sets_the_scale(scheme, value):
+    foreground = replace(NOTHING, mean=0, std=200, percentile_00_5=-500, percentile_99_5=500)
+    assert (normalise(np.full((3, 4, 5), 100, np.float32), scheme, foreground) == value).all()
 
 
 def test_no_foreground_at_all_is_described_by_zeros_and_a_deviation_of_one():

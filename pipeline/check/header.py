@@ -13,11 +13,10 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from pipeline.check.problem import Problem, not_nifti, refuse
-from pipeline.images import Grid
+from pipeline.images import LARGEST_SHIFT, Grid
 
 Header: TypeAlias = nib.Nifti1Header  # its subclass Nifti2Header too; as it stands in the file, unrepaired
-EQUAL_MM = 0.01  # grids whose corners lie this near are equal,
-FIXABLE_VOXELS = 0.1  # and up to here, in smallest spacings, one of them is taken
+EQUAL_MM = 0.01  # grids whose corners lie this near are equal; up to `LARGEST_SHIFT`, one of them is taken
 SPACING_MM = (0.01, 20.0)
 CORRECT = "Correct the header."
 
@@ -150,7 +149,7 @@ def qform_sform_differ(header: Header) -> Problem | None:
 
 def compare(rule: str, grid: Grid, expected: Grid, name: str) -> Problem | None:
     """The corner rule: how far do the corners of two grids of one file or case lie apart?"""
-    apart_mm, limit_mm = grid.distance_mm(expected), FIXABLE_VOXELS * min(expected.spacing_mm)
+    apart_mm, limit_mm = grid.distance_mm(expected), LARGEST_SHIFT * min(expected.spacing_mm)
     if apart_mm <= EQUAL_MM:
         return None
     found = f"{apart_mm:.3g} mm apart" if grid.shape == expected.shape else "another shape"
