@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.networks.nets import FLEXUNET_BACKBONE
+from torch import nn
 
 from pipeline.architectures import ARCHITECTURES, ENCODERS, classic_margin, fit_architecture
 from pipeline.nn.checkpoints import Model, load_model, save_model
@@ -13,6 +14,7 @@ from pipeline.nn.losses import make_loss
 from pipeline.nn.networks import BUILDERS, build_network
 from pipeline.nn.networks.classic import ClassicUNet, OverlapTile, margins, mirror
 from pipeline.nn.networks.encoder_decoder import ResidualBlock
+from pipeline.nn.networks.shallow import ShallowConv3d, secure
 from pipeline.nn.sliding import predict_probabilities
 from pipeline.topology import topology
 from tests.test_plan import settings
@@ -83,6 +85,25 @@ def test_a_network_without_a_fixed_patch_takes_any_multiple_of_its_strides(netwo
     plan = tiny_plan(network, 2)
     image = torch.cat((batch_of(plan),) * 2, dim=2)
     assert build_network(plan, WIDTH).eval()(image).shape == (2, 3, *image.shape[2:])
+
+
+@pytest.mark.parametrize("edge", [3, 5])
+def test_weights_get_the_right_gradient_in_bfloat16_from_maps_shallower_than_their_kernel(edge):
+    torch.manual_seed(0)
+    convolution = secure(nn.Conv3d(32, 32, edge, padding=edge // 2))
+    image = torch.randn(2, 32, 2, 4, 4)
+    gradients = []
+    for is_half in (False, True, True, True):
+        convolution.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+            convolution(image).square().mean().backward()
+        gradients.append(convolution.weight.grad)
+    assert all(torch.allclose(gradient, gradients[0], atol=1e-5) for gradient in gradients)
+
+
+def test_every_3d_convolution_of_a_network_watches_its_depth():
+    built = build_network(tiny_plan("backbone_unet", 3, encoder="efficientnet-b0"), WIDTH)
+    assert {type(part) for part in built.modules() if isinstance(part, nn.Conv3d)} == {ShallowConv3d}
 
 
 @EVERY_NETWORK

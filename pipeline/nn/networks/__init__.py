@@ -8,6 +8,7 @@ from pipeline.nn.networks.backbones import backbone_unet
 from pipeline.nn.networks.classic import classic_unet
 from pipeline.nn.networks.encoder_decoder import fcn, residual_unet
 from pipeline.nn.networks.from_monai import attention_unet, segresnet, swin_unetr, unet, unet_plus_plus, unetr
+from pipeline.nn.networks.shallow import secure
 from pipeline.plan import Plan
 
 BUILDERS: dict[str, Callable[[Plan, int], nn.Module]] = {
@@ -32,4 +33,4 @@ def build_network(plan: Plan, width: int) -> nn.Module:
 
     In training, a network with deep supervision gives a list of logits, finest first, each at its own resolution.
     """
-    return BUILDERS[plan.network](plan, width)
+    return secure(BUILDERS[plan.network](plan, width))
