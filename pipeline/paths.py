@@ -104,6 +104,17 @@ class Results:
     def segment(self) -> Path:
         return self.root / "segment"
 
+    def segmented(self, case: str) -> Path:
+        return self.segment / f"{case}.nii.gz"
+
+    def segment_record(self, case: str) -> Path:
+        """What the mask of a new scan was made of."""
+        return self.segment / f"{case}.json"
+
+    @property
+    def segment_problems(self) -> Path:
+        return self.segment / "problems.tsv"
+
     def log(self, stage: str, part: str = "") -> Path:
         """`part` tells jobs of one stage apart, for example `3d_fullres/fold_0`."""
         return Path("logs") / self.name / stage / f"{part or stage}.log"

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
-from pipeline.errors import ImageError
-from pipeline.images import Segmentation, Spacing, Volume, read_labels_ras, read_ras
+from pipeline.images import Segmentation, Spacing, Volume, read_labels_ras, read_ras, refuse_other_grid
 from pipeline.intensity import nonzero_box, normalise
 from pipeline.paths import Results
 from pipeline.plan import RAS_AXES, Plan, edited_note, is_edited, read_plan
@@ -77,14 +76,11 @@ def read_channels(case: Case) -> tuple[Volume, Spacing]:
     """(C, I, J, K) in RAS order and the spacing in mm.
 
     Raises:
-        ImageError: the channels of the case do not share a shape.
+        ImageError: the channels of the case do not share a grid.
     """
     volumes, grids = zip(*(read_ras(path) for path in case.channels), strict=True)
-    shapes = {grid.shape for grid in grids}
-    if len(shapes) > 1:
-        raise ImageError(
-            f"{case.case}: channels of shapes {sorted(shapes)}, one shape expected. Resample the channels."
-        )
+    for path, grid in zip(case.channels, grids, strict=True):
+        refuse_other_grid(path, grid, case.channels[0], grids[0])
     return np.stack(volumes), grids[0].spacing_mm
 
 

@@ -1,21 +1,27 @@
 """New scans and the trained models to masks, and to measures where the folder holds labels. Trains nothing.
 
 Scans are NIfTI files in a folder (itself, `imagesTs`, `imagesTr` or `images`) or a single file; `case_0000`, `case_0001`, …
-are the channels of one case. Labels lie beside them in `labelsTs`, `labelsTr` or `labels`. Finished cases are skipped.
+are the channels of one case. Labels lie beside them in `labelsTs`, `labelsTr` or `labels`. Every file is checked as the
+cohort's are. A mask stays as long as the scan, the models and the settings that it was made of do.
 """
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from pipeline import errors, evaluate, records
+from pipeline.check.case import LABEL, LABEL_MISSING, check_case
+from pipeline.check.problem import COLUMNS
 from pipeline.errors import CohortError, TrainingError
-from pipeline.nn.checkpoints import load_model
-from pipeline.nn.device import pick_device
+from pipeline.nn.checkpoints import Model, load_model
+from pipeline.nn.device import Device, pick_device
 from pipeline.paths import Results
 from pipeline.predict import predict_case, write_prediction
 from pipeline.preprocess import prepare, read_channels
@@ -45,41 +51,77 @@ def main(
     processor, wanted = pick_device(device), json.loads(settings)
     cohort = records.read_cohort(files.cohort)
     cases = find_scans(Path(scans), len(cohort.channels))
-    ensembles = [
-        [load_model(files.model(name, fold), processor.where) for fold in folds.split(",")]
+    digests = check_scans(cases, cohort, files)
+    chosen = {
+        name: {fold: files.model(name, fold) for fold in folds.split(",")}
         for name in records.read_json(files.choice)["for_new_scans"]
-    ]
+    }
+    ensembles = [[load_model(path, processor.where) for path in paths.values()] for paths in chosen.values()]
+    models_used = {name: {fold: records.sha256(paths[fold]) for fold in paths} for name, paths in chosen.items()}
+    num_made = 0
     for case in tqdm(cases, desc="segment", mininterval=5):
-        mask = files.segment / f"{case.case}.nii.gz"
-        if not mask.exists():
-            channels, spacing_mm = read_channels(case)
-            total = np.zeros(1, np.float32)
-            for models in ensembles:
-                plan = models[0].plan
-                prepared = prepare(channels, spacing_mm, plan)
-                placement = prepared.placement
-                total = total + predict_case(models, prepared.image, placement, processor, wanted, case=case.case)
-            write_prediction(mask, total / np.float32(len(ensembles)), plan, case.channels[0])
-    print(f"{len(cases)} masks in {files.segment}")
+        mask, record = files.segmented(case.case), files.segment_record(case.case)
+        made_of = {"scan": digests[case.case], "models": models_used, "settings": wanted}
+        if mask.exists() and record.exists() and records.read_json(record) == made_of:
+            continue
+        record.unlink(missing_ok=True)  # a kill after the new mask must not leave the record of the old one
+        segment_case(case, mask, ensembles, processor, wanted)
+        records.write_json(record, made_of)
+        num_made += 1
+    print(f"{len(cases)} masks in {files.segment}, {num_made} of them new")
     if labelled := [case for case in cases if case.label]:
         scores = [score for case in labelled for score in score_scan(case, files, cohort, tolerance_mm)]
         evaluate.write_tables(files.segment / "metrics.tsv", files.segment / "summary.tsv", scores)
         print(f"{len(labelled)} of them scored against their labels in {files.segment / 'metrics.tsv'}")
 
 
+def segment_case(
+    case: Case, mask: Path, ensembles: Sequence[list[Model]], device: Device, settings: dict[str, Any]
+) -> None:
+    """Write the mean of what the configurations predict, each of them the mean of its folds."""
+    channels, spacing_mm = read_channels(case)
+    total = np.zeros(1, np.float32)
+    for models in ensembles:
+        plan = models[0].plan
+        prepared = prepare(channels, spacing_mm, plan)
+        total = total + predict_case(models, prepared.image, prepared.placement, device, settings, case=case.case)
+    write_prediction(mask, total / np.float32(len(ensembles)), plan, case.channels[0])
+
+
 def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> evaluate.Scores:
-    masks = {"segment": files.segment / f"{case.case}.nii.gz"}
+    masks = {"segment": files.segmented(case.case)}
     return evaluate.score_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)
+
+
+def check_scans(cases: Sequence[Case], cohort: Cohort, files: Results) -> dict[str, list[str]]:
+    """By case the sha256 of its channels. What is wrong with any file stands in `problems.tsv`; a label may be missing.
+
+    Raises:
+        CohortError: a file that `check` would refuse.
+    """
+    reports = [check_case(case, cohort.declared) for case in tqdm(cases, desc="check", mininterval=5)]
+    problems = [problem for report in reports for problem in report.problems if problem.rule != LABEL_MISSING]
+    records.write_table(files.segment_problems, COLUMNS, map(asdict, problems))
+    if refused := [problem for problem in problems if problem.severity == "refuse"]:
+        first = refused[0]
+        raise CohortError(
+            f"{first.file}: {first.found}, {first.expected} expected. {first.do} "
+            f"No mask was made; {len(refused)} refused file(s) stand in {files.segment_problems}."
+        )
+    return {
+        case.case: [str(row["sha256"]) for row in report.rows if row["role"] != LABEL]
+        for case, report in zip(cases, reports, strict=True)
+    }
 
 
 def find_scans(folder: Path, num_channels: int) -> list[Case]:
     """The scans of a folder or file, with their labels where there are any.
 
     Raises:
-        CohortError: no scan, or another number of channels than the models were trained with.
+        CohortError: no scan, or other channels than the models were trained with.
     """
     if folder.is_file():
-        return [_case(_name(folder), [folder], num_channels, label=None)]
+        return [_case(_case_id(folder, num_channels), [folder], num_channels, label=None)]
     for part in IMAGE_FOLDERS:
         found = sorted(path for path in (folder / part).glob("*") if NIFTI.match(path.name) and path.is_file())
         if found:
@@ -88,8 +130,7 @@ def find_scans(folder: Path, num_channels: int) -> list[Case]:
         raise CohortError(f"{folder}: no NIfTI file (.nii, .nii.gz) there. Give the folder that holds the scans.")
     channels: dict[str, list[Path]] = {}
     for path in found:
-        split = CHANNEL_SUFFIX.match(_name(path))
-        channels.setdefault(split["case"] if split else _name(path), []).append(path)
+        channels.setdefault(_case_id(path, num_channels), []).append(path)
     names = [_name(path) for path in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise CohortError(f"{folder}: two files with the same name: {', '.join(twice)}. Keep one of .nii and .nii.gz.")
@@ -106,11 +147,20 @@ def _name(path: Path) -> str:
     return match["name"]
 
 
+def _case_id(path: Path, num_channels: int) -> str:
+    """The name without its channel; where there is one channel, the number of `patient_0001` is the patient's."""
+    split = CHANNEL_SUFFIX.match(_name(path))
+    return split["case"] if split and (num_channels > 1 or split["channel"] == "0000") else _name(path)
+
+
 def _case(case: str, channels: list[Path], num_channels: int, label: Path | None) -> Case:
-    if len(channels) != num_channels:
+    names = [_name(path) for path in channels]
+    expected = [f"{case}_{channel:04d}" for channel in range(num_channels)]
+    if names != expected and not (num_channels == 1 and names == [case]):
         raise CohortError(
-            f"{case}: {len(channels)} channel file(s), {num_channels} expected as in training. "
-            "Name the files case_0000.nii.gz, case_0001.nii.gz, … in channel order."
+            f"{case}: {', '.join(path.name for path in channels)} found in {channels[0].parent}, "
+            f"{', '.join(f'{name}.nii.gz' for name in expected)} expected: one file per channel, numbered as in training. "
+            "Rename the files or add what is missing."
         )
     return Case(case, case, fold=0, label=label, channels=tuple(channels))
 

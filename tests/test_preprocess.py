@@ -174,7 +174,12 @@ def test_arrays_on_disk_are_what_was_prepared(tmp_path):
     assert load_placement(tmp_path / "arrays") == prepared.placement
 
 
-def test_channels_of_different_shapes_are_refused(tmp_path):
+def test_channels_on_different_grids_are_refused(tmp_path):
     case = save_case(tmp_path, [np.ones(SHAPE), np.ones((4, 4, 4))])
-    with pytest.raises(ImageError, match="a: channels of shapes"):
+    with pytest.raises(ImageError, match=r"scan_1.nii.gz has shape \(4, 4, 4\), reference .*scan_0.nii.gz"):
+        read_channels(case)
+    moved = np.diag((*SPACING, 1.0))
+    moved[0, 3] = 5
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.float32), moved), case.channels[1])
+    with pytest.raises(ImageError, match=r"scan_1.nii.gz lies 5 mm off reference .*scan_0.nii.gz"):
         read_channels(case)

@@ -13,6 +13,7 @@ from pipeline.images import UNREADABLE, Grid
 from pipeline.records import Case
 
 LABEL = "label"
+LABEL_MISSING = "label-missing"
 MANIFEST_OF_FILE = ["file", "sha256", "num_bytes", "shape", "spacing_mm", "orientation", "header_sha256"]
 
 
@@ -41,7 +42,7 @@ def check_case(case: Case, declared: Set[int] | None) -> CaseReport:
     problems = []
     if case.label is None:
         do = "Add it or drop the case."
-        missing = refuse("label-missing", "no label file", "one per training case", do)
+        missing = refuse(LABEL_MISSING, "no label file", "one per training case", do)
         problems.append(replace(missing, case=case.case))
     else:
         files[LABEL] = case.label
