@@ -38,6 +38,8 @@ rule all:
 
 rule discover:
     """The cohort folder to a table of cases with folds."""
+    input:
+        run.cohort_description,
     output:
         cases=files.cases,
         cohort=files.cohort,

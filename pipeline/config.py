@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.regions import crossing, painted_values
 
 SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
+DEMO = "demo"  # in place of a cohort's folder
 LOW_RESOLUTION = "3d_lowres"  # planned by a rule of its own, and left out where full resolution suffices
 DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3, LOW_RESOLUTION: 3}
 BUDGETS = ("minutes", "epochs", "iterations")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors, phantoms, records
+from pipeline.config import DEMO
 from pipeline.errors import CohortError
 from pipeline.paths import Results
 from pipeline.records import BACKGROUND, Case, Cohort, Task
 from pipeline.splits import assign_folds
 
-DEMO = "demo"
 DEMO_CASES = 20
 Names = Mapping[str, str]  # by label value or channel index as text
 CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

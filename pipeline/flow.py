@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors, records
-from pipeline.config import LOW_RESOLUTION, complete
+from pipeline.config import DEMO, LOW_RESOLUTION, complete
 from pipeline.paths import Results
 
 
@@ -38,6 +38,12 @@ class Run:
         """Regions as pairs, for their order is lost when JSON sorts the keys."""
         keys = ("task", "labels", "channels", "ignore_label", "folds", "seed")
         return to_json({**{key: self.config[key] for key in keys}, "regions": list(self.config["regions"].items())})
+
+    @property
+    def cohort_description(self) -> list[Path]:
+        """The cohort's dataset.json, so that an edit of it reruns `discover`, which says so if there is none."""
+        file = Path(self.config["cohort"]) / "dataset.json"
+        return [file] if self.config["cohort"] != DEMO and file.exists() else []
 
     @property
     def predict_settings(self) -> str:

@@ -152,7 +152,7 @@ def test_a_changed_setting_reruns_its_stage_and_what_follows(finished, change, r
     assert jobs(snakemake(finished, "--dry-run", **change)) == rerun
 
 
-def test_segment_masks_new_scans_scores_them_and_skips_what_is_there(finished):
+def test_segment_masks_new_scans_scores_them_and_keeps_what_is_still_right(finished):
     write_cohort(finished / "new", num_cases=2, seed=9, size=0.5)
     (finished / "new" / "dataset.json").unlink()
     done = snakemake(finished, "segment", "--config", "scans=new")
@@ -263,6 +263,18 @@ def test_wrong_input_is_one_clear_line_and_a_failure(small_cohort, damage, chang
     if damage:
         damage(small_cohort)
     assert_one_line(snakemake(small_cohort, "check", **changes), message)
+
+
+def test_a_case_dropped_from_dataset_json_because_check_refused_it_is_gone_in_the_next_run(small_cohort):
+    corrupt_one_file(small_cohort)
+    assert_one_line(snakemake(small_cohort, "check"), "CohortError: check: 1 problem")
+    path = small_cohort / "scans" / "dataset.json"
+    content = json.loads(path.read_text())
+    content["training"] = sorted(content["training"], key=lambda entry: entry["image"])[1:]
+    path.write_text(json.dumps(content))
+    done = snakemake(small_cohort, "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "check: 3 cases, 6 files" in (small_cohort / "logs/tiny/check/check.log").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

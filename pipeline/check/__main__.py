@@ -43,6 +43,7 @@ def main(results: str, threads: int = 1) -> None:
         )
     records.write_table(files.manifest, MANIFEST, rows)
     print(f"check: {len(cases)} cases, {len(rows)} files, {len(problems)} fixes and warnings, none refused")
+    print("check: corrected scans or label files are read again with `snakemake --cores 8 --forcerun check`")
 
 
 def show(problems: Sequence[Problem]) -> None:
