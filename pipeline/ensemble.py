@@ -97,8 +97,9 @@ def score_case(
 ) -> dict[Combination, float | None]:
     """How good each combination is: mean DSC over the foreground labels or regions, None where neither mask has any;
     in a regression the mean absolute error, below 0 so that more is better."""
-    if len(offered) == 1 or case.label is None:
+    if len(offered) == 1:
         return dict.fromkeys(offered, None)
+    assert case.label is not None, case
     if cohort.is_regression:
         values = read_ras(case.label)[0]
         return {part: -mean_absolute_error(values, mean_values(files, case.case, part)) for part in offered}

@@ -16,7 +16,6 @@ from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records, regression
 from pipeline.bootstrap import INTERVAL_PERCENT, SEED, PerCase, draw_cases, means
-from pipeline.errors import CohortError
 from pipeline.images import Grid, read_labels_ras, refuse_other_grid
 from pipeline.metrics import Status, measure
 from pipeline.paths import Results
@@ -24,6 +23,7 @@ from pipeline.records import Case, Cohort
 from pipeline.regression import ErrorScore
 from pipeline.targets import per_target
 
+ENSEMBLE = "ensemble"
 MEAN = "mean"  # stands for a label in the row over all labels
 
 
@@ -71,11 +71,9 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     files = Results(results)
     names = [name for name in configurations.split(",") if not records.left_out(files.plan(name))]
     wanted = [int(fold) for fold in folds.split(",")]
-    everyone = [case for case in records.read_cases(files.cases) if case.fold in wanted]
-    cases = [case for case in everyone if case.label]
-    print(f"{len(cases)} of {len(everyone)} cases of folds {folds} have a reference to be scored against")
-    if not cases:
-        raise CohortError(f"{files.cases}: no case of folds {folds} has a label file. Add one to score.")
+    if ENSEMBLE in names:
+        records.verify_file_list(files.choice)
+    cases = [case for case in records.read_cases(files.cases) if case.fold in wanted]
     masks = [{name: files.mask(name, case.case) for name in names} for case in cases]
     measure_one = partial(
         score_case, cohort=records.read_cohort(files.cohort), tolerance_mm=json.loads(settings)["tolerance_mm"]

@@ -34,6 +34,7 @@ def fingerprint_case(
     case: Case, seed: int, num_samples: int, cohort: Cohort
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """The row of one case and (C, N) intensities sampled with replacement from its foreground."""
+    assert case.label is not None, case
     channels, grids = zip(*(read_ras(path) for path in case.channels), strict=True)
     image = np.stack(channels)
     box = nonzero_box(image)
@@ -44,8 +45,6 @@ def fingerprint_case(
         "shape_nonzero": [part.stop - part.start for part in box],
     }
     samples = np.empty((len(image), 0), np.float32)
-    if case.label is None:
-        return row, samples
     if cohort.is_regression:
         target = read_ras(case.label)[0]
         is_foreground = target != 0

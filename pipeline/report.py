@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import errors, figures, records
 from pipeline.bootstrap import NUM_RESAMPLES
-from pipeline.evaluate import MEAN
+from pipeline.evaluate import ENSEMBLE, MEAN
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
@@ -30,7 +30,6 @@ from pipeline.plan import DIGEST, is_edited
 from pipeline.records import Case, Cohort, TrainingFacts
 from pipeline.targets import as_painted
 
-ENSEMBLE = "ensemble"
 TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
 SIZES = {"spacing_mm", "median_shape", "patch_size", "strides", "kernels"}  # of a plan: one number per axis
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "snakemake")

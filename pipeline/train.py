@@ -64,7 +64,7 @@ def main(
 ) -> None:
     files, wanted = Results(results), json.loads(settings)
     plan = read_plan(files.plan(configuration))
-    cases = [case for case in records.read_cases(files.cases) if case.label]
+    cases = records.read_cases(files.cases)
     shards = [files.preprocessed(configuration, shard) for shard in sorted({case.fold for case in cases})]
     for shard in shards:
         records.verify_file_list(shard)

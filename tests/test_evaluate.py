@@ -183,10 +183,13 @@ def test_a_label_absent_everywhere_is_an_empty_cell(run: Results) -> None:
     assert records.read_table(run.summary)[1]["dsc"] == ""
 
 
-def test_no_reference_at_all_is_an_error(run: Results) -> None:
-    records.write_cases(run.cases, [Case("a", "a", 0, None, (Path("a.nii.gz"),))])
-    with pytest.raises(CohortError, match="no case of folds 0 has a label file"):
-        evaluate.main(run.name, "2d", "0", json.dumps({"tolerance_mm": 2}))
+def test_a_mask_that_changed_since_the_ensemble_wrote_it_is_refused(run: Results) -> None:
+    mask = write_labels(run.mask("ensemble", "a"), phantom())
+    records.write_file_list(run.choice, [mask])
+    evaluate.main(run.name, "ensemble", "0", json.dumps({"tolerance_mm": 2}))
+    write_labels(mask, phantom() * 0)
+    with pytest.raises(CohortError, match=r"ensemble/a.nii.gz: changed since .*choice.json was written"):
+        evaluate.main(run.name, "ensemble", "0", json.dumps({"tolerance_mm": 2}))
 
 
 def test_a_flipped_file_is_measured_in_the_patients_axes(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def make_run(
     if "ensemble" in configurations:
         per_fold = {str(fold): {"chosen": trained, "reason": "best on the other fold"} for fold in (0, 1)}
         scores = {"2d+3d": 0.8, "2d": 0.7}
-        records.write_json(files.choice, {"per_fold": per_fold, "for_new_scans": ["3d"], "scores": scores})
+        records.write_json(files.choice, {"per_fold": per_fold, "for_new_scans": ["3d"], "scores": scores, "files": {}})
     evaluate.main(files.name, ",".join(configurations), "0,1", json.dumps({"tolerance_mm": 2}))
     return files
 

@@ -1,6 +1,5 @@
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -62,9 +61,7 @@ def save_random_model(files, configuration, fold, seed):
     """A network that has learnt nothing stands for a trained one."""
     torch.manual_seed(seed)
     plan = make_plan(configuration=configuration)
-    records.write_json(files.plan(configuration), asdict(plan))
-    weights = build_network(plan, WIDTH).state_dict()
-    save_model(files.model(configuration, fold), weights, WIDTH, files.plan(configuration))
+    save_model(files.model(configuration, fold), build_network(plan, WIDTH).state_dict(), WIDTH, plan)
 
 
 @pytest.fixture
