@@ -4,12 +4,14 @@ The combination for a fold is chosen by the DSC on all other folds, so no case h
 Imports no torch.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import psutil
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
@@ -22,6 +24,10 @@ from pipeline.probabilities import label_map, load_probabilities
 from pipeline.records import Case, Cohort
 from pipeline.regression import mean_absolute_error
 from pipeline.targets import per_target
+
+# Memory of combining and scoring one scan; tests/test_ensemble.py measures it.
+BYTES_PER_OUTPUT = 10  # of each voxel: the sum, and the next volume as stored and as read
+BYTES_PER_VOXEL = 40  # label maps and their scores
 
 Combination = tuple[str, ...]  # names of configurations whose probabilities are averaged
 
@@ -40,11 +46,13 @@ def main(results: str, configurations: str, folds: str, threads: int = 1) -> Non
     plan, cohort = read_plan(files.plan(names[0])), records.read_cohort(files.cohort)
     offered = all_combinations(names)
     score = partial(score_case, files=files, offered=offered, plan=plan, cohort=cohort)
-    scores = process_map(score, cases, max_workers=threads, desc="ensemble scores", mininterval=5)
+    shapes = [case["shape"] for case in records.read_json(files.fingerprint)["cases"]]
+    workers = num_processes(threads, shapes, plan.num_outputs, psutil.virtual_memory().available)
+    scores = process_map(score, cases, max_workers=workers, desc="ensemble scores", mininterval=5)
     chosen = choose(scores, [case.fold for case in cases], offered, numbers)
     write = partial(write_combined, files=files, plan=plan)
     combined = [chosen[case.fold] for case in cases]
-    masks = process_map(write, cases, combined, max_workers=threads, desc="ensemble masks", mininterval=5)
+    masks = process_map(write, cases, combined, max_workers=workers, desc="ensemble masks", mininterval=5)
     everything = mean_scores(scores, offered)
     records.write_json(
         files.choice,
@@ -83,13 +91,29 @@ def combine(files: Results, case: str, combination: Combination, plan: Plan) -> 
     """(I, J, K) in RAS order: the label map of the mean probabilities; one configuration alone keeps its own mask."""
     if len(combination) == 1:
         return read_labels_ras(files.mask(combination[0], case))[0]
-    mean = np.mean([load_probabilities(files.probabilities(name, case)) for name in combination], axis=0)
-    return label_map(mean, plan)
+    return label_map(_mean(load_probabilities(files.probabilities(name, case)) for name in combination), plan)
 
 
 def mean_values(files: Results, case: str, combination: Combination) -> Volume:
     """(I, J, K) in RAS order: the mean of what the configurations of a regression predicted."""
-    return np.mean([read_ras(files.mask(name, case))[0] for name in combination], axis=0, dtype=np.float32)
+    return _mean(read_ras(files.mask(name, case))[0] for name in combination)
+
+
+def _mean(volumes: Iterator[Volume]) -> Volume:
+    """Of one or more, two of them in memory at a time; the first becomes the result."""
+    total, num_volumes = next(volumes), 1
+    for volume in volumes:
+        total += volume
+        del volume  # before the next one is read
+        num_volumes += 1
+    total /= num_volumes
+    return total
+
+
+def num_processes(threads: int, shapes: Iterable[Sequence[int]], num_outputs: int, free_bytes: int) -> int:
+    """As many as have room for the largest scan at the same time, one at least and `threads` at most."""
+    largest = max(math.prod(shape) for shape in shapes) * (num_outputs * BYTES_PER_OUTPUT + BYTES_PER_VOXEL)
+    return max(1, min(threads, free_bytes // largest))
 
 
 def score_case(
