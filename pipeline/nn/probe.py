@@ -87,10 +87,11 @@ def memory_on_cpu(plan: Plan, width: int, device: Device) -> float:
     take_step = training_step(usual_form(device, plan.dims), plan, width, device)
     take_step(1)
     of_one = peak_gib() - before
+    if small == 1:  # a large patch, beside which the weights are little
+        return of_one * plan.batch_size
     take_step(small)
     of_small = peak_gib() - before
-    per_sample = (of_small - of_one) / (small - 1) if small > 1 else 0.0
-    return of_small + (plan.batch_size - small) * per_sample
+    return of_small + (plan.batch_size - small) * (of_small - of_one) / (small - 1)
 
 
 def peak_gib() -> float:
@@ -107,7 +108,7 @@ def peak_gib() -> float:
 
 
 def probe_batch(plan: Plan) -> int:
-    return min(plan.batch_size, max(2, math.ceil(MIN_CPU_VOXELS / math.prod(plan.patch_size))))
+    return min(plan.batch_size, math.ceil(MIN_CPU_VOXELS / math.prod(plan.patch_size)))
 
 
 if __name__ == "__main__":
