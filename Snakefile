@@ -152,11 +152,12 @@ rule train:
         settings=run.settings("train"),
         device=run.config["device"],
         seed=run.config["seed"],
+    # a signal is for the training, which saves and says so: `tee` goes on until it has
     shell:
         "{params.launch} pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} --device {params.device}"
         " --seed {params.seed} --threads {threads} 2>&1"
-        " | (trap '' INT TERM; exec tee {log:q})"  # a signal is for the training, which saves and says so
+        " | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule predict:
