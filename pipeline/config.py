@@ -5,6 +5,7 @@ Knows the schema; does not look at the cohort or at any result.
 
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: names the key, what was found and what was expected.
     """
-    full = _as_written_by_hand(config)
+    full = _as_typed(_as_written_by_hand(config), SCHEMA)
     errors = sorted(Draft202012Validator(SCHEMA).iter_errors(full), key=lambda error: len(error.absolute_path))
     if errors:
         raise ConfigError("; ".join(dict.fromkeys(_explain(error) for error in errors)))
@@ -63,6 +64,29 @@ def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(full.get(section), Mapping):
             full[section] = dict(full[section])
     return full
+
+
+def _as_typed(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Numbers and truth values where the schema wants them: Snakemake hands those inside `--config key={...}` over as text."""
+    if "$ref" in schema:
+        schema = SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]
+    if isinstance(value, Mapping):
+        others = schema.get("additionalProperties") or {}
+        parts = schema.get("properties", {})
+        return {key: _as_typed(part, parts.get(key, others)) for key, part in value.items()}
+    if isinstance(value, list):
+        items: Mapping[str, Any] = next(
+            (one["items"] for one in (schema, *schema.get("oneOf", ())) if "items" in one), {}
+        )
+        return [_as_typed(part, items) for part in value]
+    is_wanted_otherwise = schema.get("type") in ("number", "integer", "boolean") or value not in schema.get(
+        "enum", [value]
+    )
+    if isinstance(value, str) and is_wanted_otherwise:
+        with suppress(yaml.YAMLError):  # what is no value at all is for the schema to refuse
+            typed = yaml.safe_load(value)
+            return typed if isinstance(typed, int | float) else value
+    return value
 
 
 def _explain(error: ValidationError) -> str:

@@ -126,3 +126,29 @@ def test_the_defaults_that_config_yaml_shows_are_those_of_the_schema():
         for key, value in shown[section].items():
             if "default" in SCHEMA["properties"][section]["properties"][key] or key in defaults[section]:
                 assert value == defaults[section][key], f"{section}.{key}"
+
+
+def test_numbers_inside_values_of_the_command_line_are_numbers():
+    """`--config 'train={minutes: 2}' run_folds=[0]` reaches us with the inner values as text."""
+    given = {
+        "name": "007",
+        "cohort": "demo",
+        "run_folds": ["0"],
+        "train": {"minutes": "2.5", "augment": "false", "class_weights": ["1", "2"], "compile": "true"},
+        "report": {"title": "2024", "cases": "2"},
+        "configurations": {"mine": {"dims": "2", "patch_size": ["32", "48"]}},
+    }
+    full = complete(given)
+    assert (full["name"], full["report"]["title"]) == ("007", "2024"), "what is text stays text"
+    assert full["run_folds"] == [0]
+    assert (full["train"]["minutes"], full["train"]["augment"], full["train"]["class_weights"]) == (2.5, False, [1, 2])
+    assert full["report"]["cases"] == 2
+    assert full["train"]["compile"] is True
+    assert (full["configurations"]["mine"]["dims"], full["configurations"]["mine"]["patch_size"]) == (2, [32, 48])
+
+
+def test_text_that_is_no_number_is_still_one_line_that_names_it():
+    with pytest.raises(ConfigError, match=r"train.minutes is 'soon'"):
+        complete({"name": "a", "cohort": "demo", "train": {"minutes": "soon"}})
+    with pytest.raises(ConfigError, match=r"train.minutes is '\{a'"):
+        complete({"name": "a", "cohort": "demo", "train": {"minutes": "{a"}})
