@@ -29,7 +29,6 @@ class Architecture:
     has_planned_strides: bool = False
     has_planned_kernels: bool = False
     has_fixed_patch: bool = False
-    is_deeply_supervised: bool = False
     width: int | None = BASE_FEATURES
 
 
@@ -39,14 +38,12 @@ ARCHITECTURES = {
         source="Isensee et al. 2021, arXiv:1904.08128",
         has_planned_strides=True,
         has_planned_kernels=True,
-        is_deeply_supervised=True,
     ),
     "residual_unet": Architecture(
         idea="nnU-Net's residual encoder: many blocks on the way down, one convolution per stage on the way up",
         source="Isensee et al. 2024, arXiv:2404.09556",
         has_planned_strides=True,
         has_planned_kernels=True,
-        is_deeply_supervised=True,
     ),
     "classic_unet": Architecture(
         idea="the original: unpadded convolutions, cropped skips, a mirrored margin",
@@ -63,7 +60,6 @@ ARCHITECTURES = {
         idea="nested skips: U-Nets of every depth in one",
         source="Zhou et al. 2018, arXiv:1807.10165",
         num_stages=5,
-        is_deeply_supervised=True,
     ),
     "segresnet": Architecture(
         idea="residual blocks with group norm; the decoder adds the skips instead of joining them",
@@ -92,7 +88,6 @@ ARCHITECTURES = {
         source="Long et al. 2015, arXiv:1411.4038",
         has_planned_strides=True,
         has_planned_kernels=True,
-        is_deeply_supervised=True,
     ),
 }
 ENCODERS = (

@@ -10,12 +10,11 @@ from typing import Any
 
 from pipeline.architectures import ARCHITECTURES
 from pipeline.plan import Plan
-from pipeline.topology import BASE_FEATURES, Topology
+from pipeline.topology import BASE_FEATURES, SMALLEST_BATCH, Topology
 
 STEPS_PER_EPOCH = 250  # nnU-Net's epoch
 WANTED_SAMPLES = 3000  # patches that a network should see before it is worth making it wider
 WANTED_STEPS = 1000  # below this many steps, a smaller batch teaches more than a larger one
-SMALLEST_BATCH = 2
 FEWEST_STEPS = 300  # below this many, smaller patches teach more than large ones
 LEAST_EDGES = 2  # voxels of the coarsest feature map per axis, down to which a patch may shrink
 

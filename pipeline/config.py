@@ -60,9 +60,6 @@ def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:
     for section in ("configurations", "labels", "channels", "normalisation", "regions"):
         if isinstance(full.get(section), Mapping):
             full[section] = {str(key): {} if value is None else value for key, value in full[section].items()}
-    for section in ("train", "predict", "evaluate", "report"):
-        if isinstance(full.get(section), Mapping):
-            full[section] = dict(full[section])
     return full
 
 

@@ -237,8 +237,8 @@ def write_file_list(path: Path, files: Iterable[Path]) -> None:
     write_json(path, {"files": {str(file): sha256(file) for file in files}})
 
 
-def verify_file_list(path: Path) -> list[Path]:
-    """The listed files.
+def verify_file_list(path: Path) -> None:
+    """Read every listed file.
 
     Raises:
         CohortError: one is missing or has changed since it was written.
@@ -249,4 +249,3 @@ def verify_file_list(path: Path) -> list[Path]:
             raise CohortError(f"{file}: missing, yet {path} lists it. Delete {path} so that it is made again.")
         if sha256(file) != digest:
             raise CohortError(f"{file}: changed since {path} was written. Delete {path} so that it is made again.")
-    return list(files)
