@@ -95,3 +95,21 @@ def test_the_expected_time_of_a_number_of_steps_comes_from_the_plan():
 
 def test_a_device_without_a_gpu_has_no_memory_of_its_own():
     assert CPU.free_bytes == 0
+
+
+def test_the_time_that_the_compiler_takes_is_not_taken_for_a_step(monkeypatch):
+    clock = [0.0]
+
+    def training_step(form, *_):
+        durations = iter([18.0] + [0.5] * 9)
+
+        def take_step(_):
+            clock[0] += next(durations)
+
+        return take_step
+
+    monkeypatch.setattr(forms, "training_step", training_step)
+    monkeypatch.setattr(forms.time, "perf_counter", lambda: clock[0])
+    assert forms.seconds_per_step(forms.named_form(COMPILED), make_plan(), 4, 2, CPU) == 0.5
+    clock[0] = 0.0
+    assert forms.seconds_per_step(forms.named_form(PLANNED), make_plan(), 4, 2, CPU) == 18.0
