@@ -160,10 +160,35 @@ rule train:
         " | (trap '' INT TERM; exec tee {log:q})"
 
 
+rule inference:
+    """The fastest way to cut scans that costs no accuracy on held-out cases."""
+    input:
+        run.first_trained,
+    output:
+        files.inference("{configuration}"),
+    log:
+        files.log("inference", "{configuration}"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    resources:
+        gpu=run.config["train"]["gpus"],
+    params:
+        results=run.name,
+        fold=run.run_folds[0],
+        settings=run.inference_settings,
+        device=run.config["device"],
+    shell:
+        "python -m pipeline.inference --results {params.results:q} --configuration {wildcards.configuration}"
+        " --fold {params.fold} --settings {params.settings:q} --device {params.device}"
+        " --threads {threads} 2>&1 | tee {log:q}"
+
+
 rule predict:
     """Masks of the fold's cases on their original grid."""
     input:
         rules.train.output,
+        inference=rules.inference.output,
     output:
         files.predicted("{configuration}", "{fold}"),
     log:
@@ -173,6 +198,7 @@ rule predict:
     threads: run.threads
     resources:
         gpu=run.config["train"]["gpus"],
+        mem_mb=run.predict_memory,
     params:
         results=run.name,
         settings=run.predict_settings,

@@ -206,7 +206,7 @@ def _check_effect(train: Mapping[str, Any], predict: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"config: train.artefacts is {train['artefacts']}, yet train.augment is false. Remove one of them."
         )
-    if predict["mirror"] and not train["mirror"]:
+    if predict.get("mirror") and not train["mirror"]:
         raise ConfigError(
             "config: predict.mirror is true, yet train.mirror names no axis. Name axes there, or remove it."
         )

@@ -20,9 +20,11 @@ from pipeline.images import Segmentation, Volume, read_labels_ras, read_ras, wri
 from pipeline.metrics import dsc
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
-from pipeline.probabilities import label_map, load_probabilities
+from pipeline.preprocess import load_placement
+from pipeline.probabilities import open_prediction
 from pipeline.records import Case, Cohort
 from pipeline.regression import mean_absolute_error
+from pipeline.restore import restore_labels
 from pipeline.targets import per_target
 
 # Memory of combining and scoring one scan; tests/test_ensemble.py measures it.
@@ -91,7 +93,10 @@ def combine(files: Results, case: str, combination: Combination, plan: Plan) -> 
     """(I, J, K) in RAS order: the label map of the mean probabilities; one configuration alone keeps its own mask."""
     if len(combination) == 1:
         return read_labels_ras(files.mask(combination[0], case))[0]
-    return label_map(_mean(load_probabilities(files.probabilities(name, case)) for name in combination), plan)
+    return restore_labels(
+        [open_prediction(files.probabilities(name, case), load_placement(files.arrays(name, case))) for name in combination],
+        plan,
+    )
 
 
 def mean_values(files: Results, case: str, combination: Combination) -> Volume:

@@ -5,7 +5,8 @@ PipelineError              something the user or the disk gave us cannot be used
 ├── CohortError            the cohort folder, its table or its dataset.json
 ├── ImageError             one file: unreadable, or not the geometry that it should have
 ├── PlanError              no network fits the cohort and the settings
-└── TrainingError          training cannot start, or cannot go on
+├── TrainingError          training cannot start, or cannot go on
+└── PredictionError        a scan cannot be segmented: no memory for it, or weights that give no numbers
 
 Knows nothing of what the stages do.
 """
@@ -39,6 +40,10 @@ class PlanError(PipelineError):
 
 
 class TrainingError(PipelineError):
+    pass
+
+
+class PredictionError(PipelineError):
     pass
 
 

@@ -48,8 +48,18 @@ class Run:
     @property
     def predict_settings(self) -> str:
         """A mirrored copy is only worth predicting along axes that were mirrored in training."""
+        return to_json(self._predict_settings)
+
+    @property
+    def inference_settings(self) -> str:
+        """What is tried; a deterministic run asks no clock."""
+        return to_json({**self._predict_settings, **self.config["predict"], "deterministic": self.config["train"]["deterministic"]})
+
+    @property
+    def _predict_settings(self) -> dict[str, Any]:
         train = self.config["train"]
-        return to_json({**self.config["predict"], "train_mirror": train["mirror"] if train["augment"] else []})
+        mirror = train["mirror"] if train["augment"] else []
+        return {"train_mirror": mirror, "memory_gib": self.config["memory_gib"]}
 
     @property
     def launch_training(self) -> str:
@@ -71,6 +81,14 @@ class Run:
 
     def all_preprocessed(self, wildcards: Any) -> list[Path]:
         return [self.files.preprocessed(wildcards.configuration, fold) for fold in range(self.config["folds"])]
+
+    def predict_memory(self, wildcards: Any, input: Any) -> int:
+        """MiB of the largest case, which is known once `inference` has chosen: Snakemake asks again then."""
+        return int(records.read_json(Path(input.inference))["mem_mb"])
+
+    def first_trained(self, wildcards: Any) -> list[Path]:
+        """The fold whose held-out cases decide how scans are cut."""
+        return [self.files.model(wildcards.configuration, self.run_folds[0])]
 
     def all_predicted(self, _: Any) -> list[Path]:
         """Of the configurations that are trained whatever the cohort is like."""

@@ -59,13 +59,22 @@ def normalise(channel: Volume, scheme: Scheme, foreground: ForegroundIntensity) 
         return ((channel - low) / max(high - low, SMALLEST_STD)).astype(np.float32)
     if scheme == "ct":
         clipped = np.clip(channel, foreground.percentile_00_5, foreground.percentile_99_5)
-        return np.asarray((clipped - foreground.mean) / max(foreground.std, SMALLEST_STD), dtype=np.float32)
-    inside = channel != 0 if scheme == "zscore_nonzero" else np.ones(channel.shape, dtype=bool)
-    values = channel[inside]
-    if values.size == 0:
+        return standardised(clipped, foreground.mean, foreground.std)
+    if scheme == "zscore":
+        return standardised(channel, float(channel.mean()), float(channel.std()))
+    inside = channel != 0
+    if not inside.any():
         return np.zeros_like(channel, dtype=np.float32)
-    scaled = (channel - values.mean()) / max(float(values.std()), SMALLEST_STD)
-    return np.where(inside, scaled, 0).astype(np.float32)
+    scaled = standardised(channel, float(channel[inside].mean()), float(channel[inside].std()))
+    scaled[~inside] = 0
+    return scaled
+
+
+def standardised(values: Volume, mean: float, std: float) -> Volume:
+    """A new array; besides it nothing of its size is held, for scans are large."""
+    scaled = np.subtract(values, mean, dtype=np.float32)
+    scaled /= max(std, SMALLEST_STD)
+    return scaled
 
 
 def nonzero_box(channels: Volume) -> tuple[slice, ...]:

@@ -75,6 +75,10 @@ class Results:
         """The skip connections of the trained network, dead, silent or alive."""
         return self.training(configuration, fold) / "skips.tsv"
 
+    def inference(self, configuration: str) -> Path:
+        """How scans are cut for prediction, and what else was tried."""
+        return self.root / "inference" / f"{configuration}.json"
+
     def predicted(self, configuration: str, fold: Fold) -> Path:
         return self.root / "predict" / configuration / f"fold_{fold}.json"
 

@@ -4,24 +4,28 @@ Knows one configuration at a time; combining configurations is `ensemble`'s.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline import errors, records
-from pipeline.errors import ImageError
+from pipeline.errors import PredictionError
 from pipeline.images import Volume, write_mask, write_volume
+from pipeline.inference import read_setting
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.device import Device, pick_device
-from pipeline.nn.sliding import predict_probabilities
+from pipeline.nn.sliding import predict_slabs
 from pipeline.paths import Results
 from pipeline.plan import Plan
-from pipeline.preprocess import Placement, load_image, load_placement, restore
-from pipeline.probabilities import label_map, save_probabilities
+from pipeline.preprocess import Placement, load_image, load_placement
+from pipeline.probabilities import save_prediction
+from pipeline.restore import Prediction, restore_labels, restore_values
+from pipeline.windows import Window, window_of
 
 
 def main(
@@ -36,45 +40,51 @@ def main(
     """`keep_probabilities` is needed when several configurations are to be combined."""
     files = Results(results)
     torch.set_num_threads(threads)
-    wanted, processor = json.loads(settings), pick_device(device)
+    processor = pick_device(device)
     records.verify_file_list(files.preprocessed(configuration, fold))
     model = load_model(files.model(configuration, fold), processor.where)
+    setting, wanted = read_setting(files.inference(configuration)), json.loads(settings)
+    mirrors = find_mirrors(model.plan, wanted["train_mirror"])
     made: list[Path] = []
     for case in tqdm(records.cases_of_fold(records.read_cases(files.cases), fold), desc="predict", mininterval=5):
         folder = files.arrays(configuration, case.case)
-        placement = load_placement(folder)
-        probabilities = predict_case([model], load_image(folder), placement, processor, wanted, case=case.case)
-        mask = files.mask(configuration, case.case)
-        write_prediction(mask, probabilities, model.plan, case.channels[0])
-        made.append(mask)
+        image = load_image(folder)
+        window = window_of(setting, model.plan, model.width, image.shape[1:], mirrors, wanted["memory_gib"])
+        prediction = predict_case([model], image, load_placement(folder), processor, window, case=case.case)
         if keep_probabilities and model.plan.task == "segmentation":
             made.append(files.probabilities(configuration, case.case))
-            save_probabilities(made[-1], probabilities)
+            prediction = save_prediction(made[-1], prediction)
+        made.append(files.mask(configuration, case.case))
+        write_prediction(made[-1], [prediction], model.plan, case.channels[0])
     records.write_file_list(files.predicted(configuration, fold), made)
 
 
 def predict_case(
-    models: list[Model], image: Volume, placement: Placement, device: Device, settings: dict[str, Any], *, case: str
-) -> Volume:
-    """(C, D, H, W) as prepared to probabilities, or values, (L, I, J, K) on the scan's RAS grid.
+    models: Sequence[Model], image: Volume, placement: Placement, device: Device, window: Window, *, case: str
+) -> Prediction:
+    """(C, D, H, W) as prepared to probabilities, or values, computed slab by slab when they are asked for.
 
     Raises:
-        ImageError: not finite; the most likely class of NaN would be a plausible background.
+        PredictionError: while slabs are computed: not finite, or no memory.
     """
-    mirrors = find_mirrors(models[0].plan, settings["train_mirror"]) if settings["mirror"] else ()
-    probabilities = predict_probabilities(models, image, device, overlap=settings["overlap"], mirrors=mirrors)
-    if not np.isfinite(probabilities).all():
-        raise ImageError(f"{case}: the network's output is not finite, so no mask is written. Check scan and weights.")
-    plan = models[0].plan
-    return restore(probabilities * np.float32(plan.target_scale), placement, has_background=plan.has_background)
+
+    def slabs() -> Iterator[NDArray[np.float32]]:
+        scale = np.float32(models[0].plan.target_scale)
+        try:
+            for slab in predict_slabs(models, image, device, window):
+                yield slab if scale == 1 else slab * scale
+        except PredictionError as error:
+            raise PredictionError(f"{case}: {error}") from error
+
+    return Prediction(slabs(), image.shape[1:], placement)
 
 
-def write_prediction(path: Path, probabilities: Volume, plan: Plan, scan: Path) -> None:
-    """(L, I, J, K) as the label map that it means, or in a regression as values, on the grid of the scan."""
+def write_prediction(path: Path, predictions: Sequence[Prediction], plan: Plan, scan: Path) -> None:
+    """The mean of predictions as the label map that it means, or in a regression as values, on the grid of the scan."""
     if plan.task == "regression":
-        write_volume(path, probabilities[0], scan)
+        write_volume(path, restore_values(predictions), scan)
     else:
-        write_mask(path, label_map(probabilities, plan), scan)
+        write_mask(path, restore_labels(predictions, plan), scan)
 
 
 if __name__ == "__main__":

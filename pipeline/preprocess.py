@@ -1,7 +1,6 @@
-"""A checked case and a plan to arrays that a network reads: oriented, cropped, resampled, normalised; and the way back.
+"""A checked case and a plan to arrays that a network reads: oriented, cropped, resampled, normalised.
 
-`prepare` and `restore` are inverse in geometry: what leaves through `restore` lies on the voxels that came in.
-Imports no torch.
+`pipeline.restore` is the way back: what leaves through it lies on the voxels that came in. Imports no torch.
 """
 
 from dataclasses import asdict, dataclass
@@ -78,10 +77,16 @@ def read_channels(case: Case) -> tuple[Volume, Spacing]:
     Raises:
         ImageError: the channels of the case do not share a grid.
     """
-    volumes, grids = zip(*(read_ras(path) for path in case.channels), strict=True)
-    for path, grid in zip(case.channels, grids, strict=True):
-        refuse_other_grid(path, grid, case.channels[0], grids[0])
-    return np.stack(volumes), grids[0].spacing_mm
+    first, grid = read_ras(case.channels[0])
+    if len(case.channels) == 1:
+        return first[None], grid.spacing_mm
+    channels = np.empty((len(case.channels), *first.shape), np.float32)
+    channels[0] = first
+    for index, path in enumerate(case.channels[1:], start=1):
+        volume, own_grid = read_ras(path)
+        refuse_other_grid(path, own_grid, case.channels[0], grid)
+        channels[index] = volume
+    return channels, grid.spacing_mm
 
 
 def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: NDArray | None = None) -> Prepared:
@@ -99,8 +104,10 @@ def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: NDArray |
     target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
     shape = resampled_shape(cropped.shape[1:], spacing, target)
     rules = zip(cropped, plan.normalisation, plan.foreground_intensity, strict=True)
-    normalised = np.stack([normalise(channel, scheme, foreground) for channel, scheme, foreground in rules])
-    image = resample(normalised, shape, interpolation_orders(spacing, target, order=3))
+    cubic = interpolation_orders(spacing, target, order=3)
+    image = np.empty((len(channels), *shape), np.float32)
+    for index, (channel, scheme, foreground) in enumerate(rules):  # one at a time, for scans are large
+        image[index] = resample(normalise(channel, scheme, foreground), shape, cubic)
     placement = Placement(
         axes=plan.axes,
         shape_ras=channels.shape[1:],
@@ -124,22 +131,6 @@ def _label_indices(labels: Segmentation, plan: Plan) -> NDArray[np.uint16]:
     indices = by_value.take(np.searchsorted(values, labels, sorter=by_value), mode="clip")
     assert (values[indices] == labels).all(), "check refuses undeclared labels"
     return indices
-
-
-def restore(probabilities: Volume, placement: Placement, *, has_background: bool = True) -> Volume:
-    """(L, D, H, W) on a prepared grid to (L, I, J, K) on the scan's RAS grid; outside the crop all is background, or 0."""
-    shape = placement.cropped_shape
-    zoomed = [
-        own * old / new for own, old, new in zip(placement.spacing_mm, shape, probabilities.shape[1:], strict=True)
-    ]
-    orders = interpolation_orders(tuple(zoomed), placement.spacing_mm, order=1)
-    resampled = resample(probabilities, shape, orders)
-    back = [placement.axes.index(axis) + 1 for axis in RAS_AXES]
-    whole = np.zeros((len(probabilities), *placement.shape_ras), dtype=np.float32)
-    if has_background:
-        whole[records.BACKGROUND] = 1
-    whole[(slice(None), *(slice(*part) for part in placement.box))] = resampled.transpose(0, *back)
-    return whole
 
 
 def save_prepared(prepared: Prepared, folder: Path, plan: Plan) -> list[Path]:
@@ -170,7 +161,13 @@ def foreground_locations(classes: NDArray[np.uint16]) -> NDArray[np.int32]:
 
 
 def load_image(folder: Path) -> Volume:
-    return np.load(folder / "image.npy", mmap_mode="r")
+    """(C, D, H, W), mapped; a change would stay in memory, which makes it an array that torch takes."""
+    return np.load(folder / "image.npy", mmap_mode="c")
+
+
+def load_classes(folder: Path) -> NDArray[np.uint16] | Volume:
+    """(D, H, W), mapped."""
+    return np.load(folder / "classes.npy", mmap_mode="r")
 
 
 def load_placement(folder: Path) -> Placement:

@@ -1,35 +1,53 @@
-"""Probabilities of what a plan puts out: on disk in one byte per voxel and output, and as the label map that they mean.
+"""Predictions on disk, slab by slab: one byte per voxel and output on the prepared grid, compressed.
 
 Steps of 1/255 are finer than what a mean of a few networks can tell. Imports no torch.
 """
 
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import records
-from pipeline.images import Segmentation, Volume
-from pipeline.plan import Plan
-from pipeline.regions import paint
+from pipeline.preprocess import Placement
+from pipeline.restore import STEPS, Prediction
 
-STEPS = 255
-
-
-def save_probabilities(path: Path, probabilities: Volume) -> None:
-    """(L, I, J, K), 0 to 1."""
-    with records.written_whole(path) as partial, partial.open("wb") as handle:
-        np.savez_compressed(handle, probabilities=np.rint(probabilities * STEPS).astype(np.uint8))
+SHAPE = "shape"
 
 
-def load_probabilities(path: Path) -> Volume:
+def save_prediction(path: Path, prediction: Prediction) -> Prediction:
+    """The same prediction; its slabs are stored on their way, and the file is there once the last one has passed."""
+
+    def passing() -> Iterator[NDArray]:
+        with records.written_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, True, 1) as archive:
+            _write(archive, SHAPE, np.array(prediction.shape))
+            for index, slab in enumerate(prediction.slabs):
+                _write(archive, f"{index:05d}", np.rint(slab * STEPS).astype(np.uint8))
+                yield slab
+
+    return replace(prediction, slabs=passing())
+
+
+def _write(archive: zipfile.ZipFile, name: str, array: NDArray) -> None:
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, array)
+
+
+def open_prediction(path: Path, placement: Placement) -> Prediction:
+    """uint8 in steps of 1/255, each slab read when it is asked for, and again each time that it is."""
     with np.load(path) as content:
-        return np.asarray(content["probabilities"] / np.float32(STEPS), dtype=np.float32)
+        shape = tuple(int(size) for size in content[SHAPE])
+    return Prediction(_Slabs(path), shape, placement)
 
 
-def label_map(probabilities: Volume, plan: Plan) -> Segmentation:
-    """(L, I, J, K) to (I, J, K) label values: the likeliest, or every region of more than 0.5 painted in order."""
-    if plan.regions:
-        return paint(probabilities > 0.5, plan.regions)
-    values: NDArray[np.int32] = np.asarray(plan.labels, dtype=np.int32)
-    return values[probabilities.argmax(axis=0)]
+class _Slabs:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[NDArray]:
+        with np.load(self.path) as content:
+            for name in sorted(set(content.files) - {SHAPE}):
+                yield content[name]

@@ -83,6 +83,7 @@ def main(results: str, settings: str, config: str = "{}") -> None:
         "num_case_rows": int((metrics["configuration"] == headline).sum()),
         "plans": {name: plan_rows(records.read_json(files.plan(name))) for name in trained},
         "plan_notes": plan_notes(files, trained, json.loads(config)),
+        "inference": {name: read_inference(files, name) for name in trained},
         "choice": records.read_json(files.choice) if files.choice.exists() else None,
         "problems": problems,
         "provenance": provenance(),
@@ -314,6 +315,24 @@ def draw_case(
         "scores": scores.nsmallest(LARGEST_CAPTION, "dsc").sort_index().to_dict("records"),
         "num_more": max(0, int(scores["dsc"].count()) - LARGEST_CAPTION),
     }
+
+
+def read_inference(files: Results, configuration: str) -> Row | None:
+    """How scans were cut, and what else was tried: how many times as fast as the first, the reference, and its score."""
+    path = files.inference(configuration)
+    if not path.exists():
+        return None
+    content = records.read_json(path)
+    keys = ("window", "overlap", "mirror")
+    tried = [
+        {
+            **row,
+            "speed": content["tried"][0]["seconds"] / row["seconds"],
+            "is_chosen": all(row[key] == content[key] for key in keys),
+        }
+        for row in content["tried"]
+    ]
+    return {**content, "tried": tried}
 
 
 def plan_notes(files: Results, trained: Sequence[str], config: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from pipeline.images import Segmentation, Shape, Spacing, Volume
 
+BLOCK_VOXELS = 4_000_000
 ANISOTROPY = 3.0  # above this ratio of spacings the coarse axis is not interpolated (nnU-Net's rule)
 
 
@@ -43,6 +44,19 @@ def _axis_weights(old: int, new: int, order: int) -> NDArray[np.float32]:
     return np.asarray(weights, dtype=np.float32)
 
 
+def linear_taps(old: int, new: int, order: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Of each new sample the two old ones that `resample` mixes, and the weight of the second; equal if it takes only one.
+
+    Args:
+        order: 0 or 1; splines of a higher order mix more samples.
+    """
+    weights = _axis_weights(old, new, order)
+    is_used = weights > 1e-6
+    first, second = is_used.argmax(axis=1), old - 1 - is_used[:, ::-1].argmax(axis=1)
+    assert (second - first <= 1).all(), (old, new, order)
+    return first, second, np.where(first == second, np.float32(0), weights[np.arange(new), second])
+
+
 def resample(array: Volume, shape: Shape, orders: Sequence[int]) -> Volume:
     """Interpolate the last `len(shape)` axes of `array` onto `shape` voxels that cover the same box.
 
@@ -57,10 +71,22 @@ def resample(array: Volume, shape: Shape, orders: Sequence[int]) -> Volume:
     for axis in shrinking_first:
         old, new = array.shape[first + axis], shape[axis]
         if old != new:
-            moved = np.moveaxis(result, first + axis, 0)
-            product = np.tensordot(_axis_weights(old, new, orders[axis]), moved, axes=1)
-            result = np.moveaxis(product, 0, first + axis)
+            result = _mixed(result, _axis_weights(old, new, orders[axis]), first + axis)
     return np.ascontiguousarray(result)
+
+
+def _mixed(array: Volume, weights: NDArray[np.float32], axis: int) -> Volume:
+    """One axis by a matrix, in blocks along another: BLAS copies what does not lie in order, which would be all of it."""
+    if array.ndim == 1:
+        return weights @ array
+    result = np.empty((*array.shape[:axis], len(weights), *array.shape[axis + 1 :]), np.float32)
+    across = max((other for other in range(array.ndim) if other != axis), key=lambda other: array.shape[other])
+    step = max(1, BLOCK_VOXELS * array.shape[across] // array.size)
+    for begin in range(0, array.shape[across], step):
+        block = (*(slice(None),) * across, slice(begin, begin + step))
+        product = np.tensordot(weights, np.moveaxis(array[block], axis, 0), axes=1)
+        result[block] = np.moveaxis(product, 0, axis)
+    return result
 
 
 def resample_labels(segmentation: Segmentation, shape: Shape, orders: Sequence[int]) -> Segmentation:

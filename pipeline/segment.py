@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,12 +19,15 @@ from pipeline import errors, evaluate, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
 from pipeline.check.problem import COLUMNS
 from pipeline.errors import CohortError, TrainingError
+from pipeline.inference import read_setting
+from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.device import Device, pick_device
 from pipeline.paths import Results
 from pipeline.predict import predict_case, write_prediction
 from pipeline.preprocess import prepare, read_channels
 from pipeline.records import Case, Cohort
+from pipeline.windows import Setting, window_of
 
 NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -56,12 +58,16 @@ def main(
         name: {fold: files.model(name, fold) for fold in folds.split(",")}
         for name in records.read_json(files.choice)["for_new_scans"]
     }
-    ensembles = [[load_model(path, processor.where) for path in paths.values()] for paths in chosen.values()]
+    ensembles = [
+        ([load_model(path, processor.where) for path in paths.values()], read_setting(files.inference(name)))
+        for name, paths in chosen.items()
+    ]
     models_used = {name: {fold: records.sha256(paths[fold]) for fold in paths} for name, paths in chosen.items()}
     num_made = 0
     for case in tqdm(cases, desc="segment", mininterval=5):
         mask, record = files.segmented(case.case), files.segment_record(case.case)
-        made_of = {"scan": digests[case.case], "models": models_used, "settings": wanted}
+        cut = [asdict(setting) for _, setting in ensembles]
+        made_of = {"scan": digests[case.case], "models": models_used, "settings": wanted, "inference": cut}
         if mask.exists() and record.exists() and records.read_json(record) == made_of:
             continue
         record.unlink(missing_ok=True)  # a kill after the new mask must not leave the record of the old one
@@ -76,16 +82,24 @@ def main(
 
 
 def segment_case(
-    case: Case, mask: Path, ensembles: Sequence[list[Model]], device: Device, settings: dict[str, Any]
+    case: Case,
+    mask: Path,
+    ensembles: Sequence[tuple[list[Model], Setting]],
+    device: Device,
+    settings: dict[str, Any],
 ) -> None:
     """Write the mean of what the configurations predict, each of them the mean of its folds."""
     channels, spacing_mm = read_channels(case)
-    total = np.zeros(1, np.float32)
-    for models in ensembles:
+    predictions = []
+    for models, setting in ensembles:
         plan = models[0].plan
         prepared = prepare(channels, spacing_mm, plan)
-        total = total + predict_case(models, prepared.image, prepared.placement, device, settings, case=case.case)
-    write_prediction(mask, total / np.float32(len(ensembles)), plan, case.channels[0])
+        mirrors = find_mirrors(plan, settings["train_mirror"])
+        width = max(model.width for model in models)
+        window = window_of(setting, plan, width, prepared.image.shape[1:], mirrors, settings["memory_gib"])
+        predictions.append(predict_case(models, prepared.image, prepared.placement, device, window, case=case.case))
+    del channels  # the networks need the room
+    write_prediction(mask, predictions, plan, case.channels[0])
 
 
 def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> evaluate.Scores:

@@ -1,5 +1,5 @@
 import tracemalloc
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import nibabel as nib
 import numpy as np
@@ -17,9 +17,12 @@ from pipeline.ensemble import (
     num_processes,
     score_case,
 )
+from pipeline import records
 from pipeline.paths import Results
-from pipeline.probabilities import label_map, load_probabilities, save_probabilities
+from pipeline.probabilities import open_prediction, save_prediction
 from pipeline.records import Case, Cohort
+from pipeline.restore import Prediction
+from tests.dense import as_it_is, gathered
 from tests.test_preprocess import make_plan
 
 OFFERED = all_combinations(["2d", "3d_fullres"])
@@ -64,6 +67,13 @@ def test_no_more_scans_are_combined_at_once_than_memory_holds():
     assert num_processes(8, shapes, 61, free_bytes=0) == 1
 
 
+def save_maps(files, configuration, maps):
+    """As `predict` stores them, for case c."""
+    shape = maps.shape[1:]
+    records.write_json(files.arrays(configuration, "c") / "placement.json", asdict(as_it_is(shape)))
+    gathered(save_prediction(files.probabilities(configuration, "c"), Prediction([maps], shape, as_it_is(shape))).slabs)
+
+
 @pytest.mark.parametrize("regions", [(), ((2, 5), (5,))], ids=["labels", "regions"])
 def test_combining_and_scoring_take_no_more_memory_than_is_reckoned_with(tmp_path, monkeypatch, regions):
     monkeypatch.chdir(tmp_path)
@@ -74,7 +84,7 @@ def test_combining_and_scoring_take_no_more_memory_than_is_reckoned_with(tmp_pat
     cohort = replace(cohort, regions={str(index): list(region) for index, region in enumerate(regions)})
     random = np.random.default_rng(0)
     for name in names:
-        save_probabilities(files.probabilities(name, "c"), random.random((plan.num_outputs, *shape), np.float32))
+        save_maps(files, name, random.random((plan.num_outputs, *shape), np.float32))
     label = tmp_path / "label.nii.gz"
     nib.save(nib.Nifti1Image(random.integers(0, 40, shape).astype(np.uint8), np.eye(4)), label)
     case = Case("c", "c", 0, label, ())
@@ -92,10 +102,11 @@ def test_the_sum_of_configurations_is_their_mean(tmp_path, monkeypatch):
     plan = make_plan()
     found = []
     for name in ("2d", "3d_fullres", "3d_lowres"):
-        save_probabilities(files.probabilities(name, "c"), random.random((3, 9, 11, 13), np.float32))
-        found.append(load_probabilities(files.probabilities(name, "c")))
+        save_maps(files, name, random.random((3, 9, 11, 13), np.float32))
+        stored = open_prediction(files.probabilities(name, "c"), as_it_is((9, 11, 13)))
+        found.append(gathered(stored.slabs) / np.float32(255))
     combined = combine(files, "c", ("2d", "3d_fullres", "3d_lowres"), plan)
-    assert np.array_equal(combined, label_map(np.mean(found, axis=0), plan))
+    assert np.array_equal(combined, np.array(plan.labels)[np.mean(found, axis=0).argmax(axis=0)])
 
 
 def test_values_of_a_regression_are_averaged_and_one_alone_stays_as_it_is(tmp_path, monkeypatch):
@@ -108,9 +119,3 @@ def test_values_of_a_regression_are_averaged_and_one_alone_stays_as_it_is(tmp_pa
         nib.save(nib.Nifti1Image(found[-1], np.eye(4)), files.mask(name, "c"))
     assert np.array_equal(mean_values(files, "c", ("2d", "3d_fullres")), np.mean(found, axis=0))
     assert np.array_equal(mean_values(files, "c", ("2d",)), found[0])
-
-
-def test_probabilities_survive_the_disk_to_half_a_step(tmp_path):
-    probabilities = np.random.default_rng(0).random((3, 9, 11, 13), np.float32)
-    save_probabilities(tmp_path / "a.npz", probabilities)
-    assert np.abs(load_probabilities(tmp_path / "a.npz") - probabilities).max() <= 0.5 / 255 + 1e-6

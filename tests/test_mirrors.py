@@ -12,7 +12,9 @@ from pipeline.mirrors import Mirror, find_mirrors
 from pipeline.nn.augment.spatial import swap
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.device import Device
-from pipeline.nn.sliding import mirrored_copies, predict_probabilities, swap_back
+from pipeline.nn.sliding import swap_back
+from pipeline.windows import Window
+from tests.dense import predict_densely
 from tests.test_preprocess import make_plan
 
 CPU = Device(torch.device("cpu"), None)
@@ -71,8 +73,8 @@ def test_mirroring_is_off_unless_asked_for():
 
 def test_copies_are_all_subsets_of_the_mirrors():
     x, z = Mirror(0), Mirror(2)
-    assert mirrored_copies([]) == [()]
-    assert mirrored_copies([x, z]) == [(), (x,), (z,), (x, z)]
+    assert Window((8, 8, 8), 0.5).copies == [()]
+    assert Window((8, 8, 8), 0.5, (x, z)).copies == [(), (x,), (z,), (x, z)]
 
 
 def test_maps_return_to_their_places_even_where_two_mirrors_share_a_label():
@@ -81,8 +83,8 @@ def test_maps_return_to_their_places_even_where_two_mirrors_share_a_label():
     seen = reference
     for mirror in mirrors:
         seen = swap(seen, mirror.swaps)
-    maps = functional.one_hot(seen[:, 0], 5).movedim(-1, 1)
-    assert torch.equal(swap_back(maps, mirrors).argmax(1), reference[:, 0])
+    maps = functional.one_hot(seen[0, 0], 5).movedim(-1, 0)
+    assert torch.equal(swap_back(maps, mirrors).argmax(0), reference[0, 0])
 
 
 class TwoSides(torch.nn.Module):
@@ -106,7 +108,7 @@ def test_a_network_that_knows_both_sides_predicts_the_same_with_and_without_mirr
     image = torch.randn(1, 16, 24, 16).numpy()
     mirrors = find_mirrors(plan, [{"axis": "x", "swap": [[2, 5]]}])
     plain, mirrored, unswapped = (
-        torch.from_numpy(predict_probabilities([model], image, CPU, overlap=0.5, mirrors=wanted))
+        torch.from_numpy(predict_densely([model], image, CPU, overlap=0.5, mirrors=tuple(wanted)))
         for wanted in ((), mirrors, (Mirror(mirrors[0].axis),))
     )
     assert torch.allclose(plain, mirrored, atol=1e-5)

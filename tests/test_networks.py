@@ -15,8 +15,8 @@ from pipeline.nn.networks import BUILDERS, build_network
 from pipeline.nn.networks.classic import ClassicUNet, OverlapTile, margins, mirror
 from pipeline.nn.networks.encoder_decoder import ResidualBlock
 from pipeline.nn.networks.shallow import ShallowConv3d, secure
-from pipeline.nn.sliding import predict_probabilities
 from pipeline.topology import topology
+from tests.dense import predict_densely
 from tests.test_plan import settings
 from tests.test_preprocess import make_plan
 
@@ -76,7 +76,7 @@ def test_a_network_learns_and_predicts_the_same_once_it_is_saved(tmp_path, netwo
     save_model(tmp_path / "model.pt", built.state_dict(), WIDTH, plan)
     scan = np.random.default_rng(0).normal(size=(2, 3 if dims == 2 else 18, 44, 22)).astype(np.float32)
     models = (Model(built, plan, WIDTH), load_model(tmp_path / "model.pt", CPU.where))
-    before, after = (predict_probabilities([model], scan, CPU, overlap=0.25) for model in models)
+    before, after = (predict_densely([model], scan, CPU, overlap=0.25) for model in models)
     assert before.shape == (3, *scan.shape[1:])
     assert np.array_equal(before, after)
 

@@ -17,10 +17,10 @@ from pipeline.preprocess import (
     prepare,
     preprocess_case,
     read_channels,
-    restore,
     save_prepared,
 )
 from pipeline.records import Case
+from pipeline.restore import Prediction, restore_labels
 
 SHAPE, SPACING = (18, 22, 13), (0.7, 1.0, 2.5)
 
@@ -68,6 +68,10 @@ def labelled_scan():
     return image, labels
 
 
+def restored_labels(probabilities, prepared, plan):
+    return restore_labels([Prediction([probabilities], probabilities.shape[1:], prepared.placement)], plan)
+
+
 def one_hot(classes, num_classes=3):
     return np.stack([(classes == index).astype(np.float32) for index in range(num_classes)])
 
@@ -79,14 +83,15 @@ def test_restoring_prepared_labels_at_their_own_spacing_gives_them_back(axes):
     plan = make_plan(axes=axes, spacing_mm=spacing)
     prepared = prepare(image, SPACING, plan, labels)
     assert prepared.image.shape[1:] == tuple(SHAPE["xyz".index(axis)] for axis in axes)
-    restored = np.array(plan.labels)[restore(one_hot(prepared.classes), prepared.placement).argmax(axis=0)]
+    restored = restored_labels(one_hot(prepared.classes), prepared, plan)
     assert np.array_equal(restored, labels)
 
 
 def test_restoring_from_another_spacing_keeps_nearly_every_voxel_and_every_centre():
     image, labels = labelled_scan()
-    prepared = prepare(image, SPACING, make_plan(spacing_mm=(2.0, 0.9, 0.9)), labels)
-    restored = np.array([0, 2, 5])[restore(one_hot(prepared.classes), prepared.placement).argmax(axis=0)]
+    plan = make_plan(spacing_mm=(2.0, 0.9, 0.9))
+    prepared = prepare(image, SPACING, plan, labels)
+    restored = restored_labels(one_hot(prepared.classes), prepared, plan)
     assert (restored == labels).mean() > 0.97
     for label in (2, 5):
         before, after = (ndimage.center_of_mass(mask == label) for mask in (labels, restored))
@@ -106,26 +111,22 @@ def test_zeros_around_the_patient_are_cropped_and_come_back_as_background():
     cropped[(0, *inside)] = image[(0, *inside)]
     prepared = prepare(cropped, SPACING, make_plan(), labels)
     assert prepared.image.shape == (1, 12, 17, 15)
-    whole = restore(np.full((3, 12, 17, 15), 1 / 3, np.float32), prepared.placement)
-    assert whole.shape == (3, *SHAPE)
-    assert (whole[:, 0, 0, 0] == [1, 0, 0]).all()
+    only_spleen = np.zeros((3, 12, 17, 15), np.float32)
+    only_spleen[2] = 1
+    whole = restored_labels(only_spleen, prepared, make_plan())
+    assert whole.shape == SHAPE
+    assert (whole[inside] == 5).all()
+    assert (whole == 5).sum() == 12 * 17 * 15
 
 
 def test_outside_of_the_crop_no_region_is_found():
     image, labels = labelled_scan()
     image[:, :2] = 0
     prepared = prepare(image, SPACING, make_plan(), labels)
-    whole = restore(np.ones((2, *prepared.image.shape[1:]), np.float32), prepared.placement, has_background=False)
-    assert not whole[:, :2].any()
-    assert whole[:, 2:].all()
-
-
-def test_probabilities_still_add_up_to_one_after_restoring():
-    image, _ = labelled_scan()
-    prepared = prepare(image, SPACING, make_plan(spacing_mm=(2.0, 0.9, 0.9)))
-    random = np.random.default_rng(0).random((3, *prepared.image.shape[1:]), np.float32)
-    whole = restore(random / random.sum(axis=0), prepared.placement)
-    assert np.abs(whole.sum(axis=0) - 1).max() < 1e-5
+    everywhere = np.ones((2, *prepared.image.shape[1:]), np.float32)
+    whole = restored_labels(everywhere, prepared, make_plan(regions=((2, 5), (5,))))
+    assert not whole[:2].any()
+    assert (whole[2:] == 5).all()
 
 
 def test_labels_become_indices_into_the_plans_labels():

@@ -18,12 +18,13 @@ STAGES = [
     "plan",
     "preprocess",
     "train",
+    "inference",
     "predict",
     "ensemble",
     "evaluate",
     "report",
 ]
-HEAVY = {"train", "predict", "segment"}
+HEAVY = {"train", "inference", "predict", "segment"}
 LIGHT = sorted(
     path.stem for path in (ROOT / "pipeline").iterdir() if path.stem not in {"nn", "__pycache__", "__init__"}
 )

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.probabilities import label_map
+from pipeline.restore import Prediction, restore_labels
+from tests.dense import as_it_is
 from pipeline.regions import crossing, paint, painted_values
 from tests.test_preprocess import make_plan
 
@@ -56,6 +57,11 @@ def test_later_regions_are_painted_over_earlier_ones_and_background_where_there_
 def test_the_label_map_has_the_regions_of_more_than_one_half_and_the_likeliest_label():
     probabilities = np.array([[0.2, 0.6, 0.9, 0.5], [0.1, 0.4, 0.6, 0.5], [0.0, 0.3, 0.55, 0.1]], np.float32)
     probabilities = probabilities.reshape(3, 4, 1, 1)
-    assert label_map(probabilities, make_plan(labels=(0, 1, 2, 3), regions=TUMOUR)).ravel().tolist() == [0, 1, 3, 0]
-    assert label_map(probabilities, make_plan()).ravel().tolist() == [0, 0, 0, 0]
-    assert label_map(probabilities[::-1], make_plan()).ravel().tolist() == [5, 5, 5, 2]
+
+    def label_map(probabilities, plan):
+        prediction = Prediction([probabilities], (4, 1, 1), as_it_is((4, 1, 1)))
+        return restore_labels([prediction], plan).ravel().tolist()
+
+    assert label_map(probabilities, make_plan(labels=(0, 1, 2, 3), regions=TUMOUR)) == [0, 1, 3, 0]
+    assert label_map(probabilities, make_plan()) == [0, 0, 0, 0]
+    assert label_map(probabilities[::-1], make_plan()) == [5, 5, 5, 2]

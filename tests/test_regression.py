@@ -17,7 +17,8 @@ from pipeline.paths import Results
 from pipeline.phantoms import LABELS, VALUES, make_case, smooth_values, write_cohort
 from pipeline.predict import main as predict
 from pipeline.preprocess import main as preprocess
-from pipeline.preprocess import prepare, restore, save_prepared
+from pipeline.preprocess import prepare, save_prepared
+from pipeline.restore import Prediction, restore_values
 from pipeline.records import Case
 from pipeline.regression import mean_absolute_error, measure_case, root_mean_square_error, summarise
 from pipeline.train import main as train
@@ -67,8 +68,9 @@ def test_restoring_prepared_values_gives_them_back_in_their_unit(tmp_path):
     values = labels * 12.5
     prepared = prepare(image, SPACING, PLAN, values.astype(np.float32))
     assert prepared.classes.dtype == np.float32
-    restored = restore(prepared.classes[None] * np.float32(50), prepared.placement, has_background=False)
-    assert np.allclose(restored[0], values, atol=1e-3)
+    maps = prepared.classes[None] * np.float32(50)
+    restored = restore_values([Prediction([maps], maps.shape[1:], prepared.placement)])
+    assert np.allclose(restored, values, atol=1e-3)
     save_prepared(prepared, tmp_path, PLAN)
     locations = np.load(tmp_path / "locations.npy")
     assert (prepared.classes[tuple(locations[:, 1:].T)] != 0).all()

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -11,13 +12,14 @@ from pipeline import records
 from pipeline.errors import CohortError
 from pipeline.nn.checkpoints import save_model
 from pipeline.nn.networks import build_network
+from pipeline.windows import Setting
 from pipeline.paths import Results
 from pipeline.records import Cohort
 from pipeline.segment import find_scans, main
 from tests.test_preprocess import make_plan
 
 SHAPE, SPACING_MM = (18, 22, 13), (0.7, 1.0, 2.5)
-SETTINGS = {"overlap": 0.5, "mirror": False, "train_mirror": []}
+SETTINGS = {"train_mirror": [], "memory_gib": 8}
 WIDTH = 4
 
 
@@ -72,6 +74,8 @@ def trained(tmp_path, monkeypatch):
     records.write_cohort(files.cohort, Cohort("tiny", "MSD", {0: "background", 2: "liver", 5: "spleen"}, {0: "MRI"}))
     for seed, configuration in enumerate(("one", "two")):
         save_random_model(files, configuration, 0, seed)
+    for configuration in ("one", "two"):
+        records.write_json(files.inference(configuration), asdict(Setting(1, 0.5, mirror=False)))
     records.write_json(files.choice, {"for_new_scans": ["one"]})
     for seed, name in enumerate("ab"):
         save_scan(tmp_path / f"scans/{name}.nii.gz", seed)

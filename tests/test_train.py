@@ -19,11 +19,11 @@ from pipeline.nn.forms import usual_form
 from pipeline.nn.losses import make_loss
 from pipeline.nn.networks import build_network
 from pipeline.nn.patches import PatchSource
-from pipeline.nn.sliding import predict_probabilities
 from pipeline.nn.stop import STOPPED_EXIT_CODE
 from pipeline.plan import Width
 from pipeline.preprocess import foreground_locations
-from pipeline.probabilities import label_map
+from pipeline.restore import Prediction, restore_labels
+from tests.dense import as_it_is, predict_densely
 from tests.test_preprocess import make_plan
 
 CPU = Device(torch.device("cpu"), None)
@@ -78,7 +78,7 @@ def test_a_network_learns_two_blobs_and_its_saved_model_finds_them(tmp_path, dim
     save_model(tmp_path / "model.pt", weights, width, plan)
     model = load_model(tmp_path / "model.pt", CPU.where)
     source = blob_source(20)
-    probabilities = predict_probabilities([model], source.image.numpy(), CPU, overlap=0.5)
+    probabilities = predict_densely([model], source.image.numpy(), CPU)
     assert np.allclose(probabilities.sum(axis=0), 1, atol=1e-5)
     found = probabilities.argmax(axis=0)
     for label in (1, 2):
@@ -92,7 +92,8 @@ def test_a_network_learns_regions_that_overlap(tmp_path):
     save_model(tmp_path / "model.pt", weights, width, plan)
     source = blob_source(20)
     model = load_model(tmp_path / "model.pt", CPU.where)
-    found = label_map(predict_probabilities([model], source.image.numpy(), CPU, overlap=0.5), plan)
+    maps = predict_densely([model], source.image.numpy(), CPU)
+    found = restore_labels([Prediction([maps], maps.shape[1:], as_it_is(maps.shape[1:]))], plan)
     for region in plan.regions:
         masks = np.isin(found, region), np.isin(np.array(plan.labels)[source.classes.numpy()], region)
         assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.7

@@ -144,8 +144,8 @@ def test_a_second_run_has_nothing_to_do(finished):
     [
         ({"report": {"title": "Another"}}, {"report"}),
         ({"evaluate": {"tolerance_mm": 1}}, {"evaluate", "report"}),
-        ({"train": {"iterations": 4}}, {"train", "predict", "ensemble", "evaluate", "report"}),
-        ({"predict": {"overlap": 0.25}}, {"predict", "ensemble", "evaluate", "report"}),
+        ({"train": {"iterations": 4}}, {"train", "inference", "predict", "ensemble", "evaluate", "report"}),
+        ({"predict": {"overlap": 0.25}}, {"inference", "predict", "ensemble", "evaluate", "report"}),
     ],
 )
 def test_a_changed_setting_reruns_its_stage_and_what_follows(finished, change, rerun):

@@ -6,7 +6,7 @@ bf16 halves the time on some CPUs and lengthens it on others with the same instr
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, cast
 
@@ -96,7 +96,8 @@ def choose_form(
         return form, "as planned"
     if COMPILE_S[device.where.type] > COMPILE_SHARE * expected_seconds(plan, budget):
         return form, "as planned; the budget is too short to try the compiler"
-    clock = measure or (lambda form: seconds_per_step(form, plan, budget.width, budget.batch_size, device))
+    sized = replace(plan, patch_size=budget.patch_size)
+    clock = measure or (lambda form: seconds_per_step(form, sized, budget.width, budget.batch_size, device))
     seconds = {form: clock(form)}
     try:
         seconds[compiled] = clock(compiled)

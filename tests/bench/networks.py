@@ -26,10 +26,10 @@ from pipeline.nn.device import Device, pick_device
 from pipeline.nn.forms import seconds_per_step, usual_form
 from pipeline.nn.networks import build_network
 from pipeline.nn.patches import PatchSource, open_sources
-from pipeline.nn.sliding import predict_probabilities
 from pipeline.plan import Plan, Width, plan_configuration
 from pipeline.train import train
 from tests.bench.ours import Ours, machine
+from tests.dense import predict_densely
 
 FOLD, NUM_FOLDS = 0, 3
 PREPROCESSED = {2: "2d", 3: "3d_fullres"}  # arrays are the same for all networks of as many dimensions
@@ -95,7 +95,7 @@ def sources(ours: Ours, configuration: str, is_held_out: bool, device: Device) -
 
 def scores_of(model: Model, plan: Plan, source: PatchSource, device: Device) -> list[float | None]:
     """Of each label on the preprocessed grid."""
-    probabilities = predict_probabilities([model], source.image.numpy(), device, overlap=OVERLAP)
+    probabilities = predict_densely([model], source.image.numpy(), device, overlap=OVERLAP)
     found = probabilities.argmax(axis=0).astype(np.int32)
     return dsc(source.classes.numpy().astype(np.int32), found, labels=range(1, len(plan.labels)))
 

@@ -1,0 +1,90 @@
+"""From a scan in any orientation to the mask on its own grid, through windows, slabs and rows."""
+
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from pipeline.errors import PredictionError
+from pipeline.nn.checkpoints import Model
+from pipeline.windows import Window
+from pipeline.predict import predict_case, write_prediction
+from pipeline.preprocess import prepare, read_channels
+from pipeline.records import Case
+from pipeline.restore import restore_labels, restore_values
+from tests.test_preprocess import make_plan
+from tests.test_train import CPU
+
+SHAPE, SPACING = (18, 37, 13), (0.7, 1.0, 2.5)
+WINDOW = Window((16, 24, 16), 0.5)
+ORIENTATIONS = [
+    "".join(side)
+    for axes in permutations(("RL", "AP", "SI"))
+    for side in product(*axes)
+]
+
+
+class Threshold(torch.nn.Module):
+    """Label 2 where the scan is above 0, label 5 where it is above 1: what it finds, everyone can tell."""
+
+    def forward(self, image):
+        return 50 * torch.cat([0 * image, image, 2 * image - 1], dim=1)
+
+
+def blocks():
+    """(I, J, K) in RAS order, of values -1, 0.6 and 2."""
+    volume = np.full(SHAPE, -1, np.float32)
+    volume[2:12, 3:30, 0:9] = 0.6
+    volume[5:9, 8:33, 4:11] = 2
+    return volume
+
+
+def save_in(orientation, path):
+    """The blocks as a file whose axes run as the letters say, turned a little in space."""
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(orientation))
+    angle = 0.2
+    affine = np.diag((*SPACING, 1.0))
+    affine[:2, :2] = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ affine[:2, :2]
+    voxels = nib.orientations.apply_orientation(blocks(), turn)
+    nib.save(nib.Nifti1Image(voxels, affine @ inv_ornt_aff(turn, SHAPE)), path)
+    return np.where(voxels > 1, 5, np.where(voxels > 0, 2, 0))
+
+
+def of_case(path):
+    return Case("a", "a", 0, None, (path,))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_scan_in_any_orientation_gets_its_mask_on_its_own_voxels(tmp_path, orientation):
+    expected = save_in(orientation, tmp_path / "scan.nii.gz")
+    plan = make_plan(normalisation=("none",))
+    prepared = prepare(*read_channels(of_case(tmp_path / "scan.nii.gz")), plan)
+    prediction = predict_case([Model(Threshold(), plan, 4)], prepared.image, prepared.placement, CPU, WINDOW, case="a")
+    write_prediction(tmp_path / "mask.nii.gz", [prediction], plan, tmp_path / "scan.nii.gz")
+    scan, mask = nib.load(tmp_path / "scan.nii.gz"), nib.load(tmp_path / "mask.nii.gz")
+    assert np.array_equal(np.asarray(mask.dataobj), expected)
+    assert mask.affine.tobytes() == scan.affine.tobytes()
+
+
+def test_values_of_a_regression_come_back_in_their_unit(tmp_path):
+    save_in("LPS", tmp_path / "scan.nii.gz")
+    plan = make_plan(normalisation=("none",), task="regression", labels=(), target_scale=20.0)
+    prepared = prepare(*read_channels(of_case(tmp_path / "scan.nii.gz")), plan)
+    model = Model(torch.nn.Identity(), plan, 4)
+    prediction = predict_case([model], prepared.image, prepared.placement, CPU, WINDOW, case="a")
+    assert np.abs(restore_values([prediction]) - 20 * blocks()).max() < 1e-3
+
+
+def test_weights_that_give_no_numbers_fail_with_the_name_of_the_case():
+    class Broken(Threshold):
+        def forward(self, image):
+            return super().forward(image) * float("nan")
+
+    plan = make_plan(normalisation=("none",))
+    prepared = prepare(blocks()[None], SPACING, plan)
+    prediction = predict_case([Model(Broken(), plan, 4)], prepared.image, prepared.placement, CPU, WINDOW, case="case_17")
+    with pytest.raises(PredictionError, match="^case_17: the network's output is not finite, so no mask is written"):
+        restore_labels([prediction], plan)
