@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from pipeline import plan as plan_stage
 from pipeline import records
 from pipeline.budget import fit_budget
 from pipeline.config import complete
@@ -23,6 +22,7 @@ from pipeline.plan import (
     read_plan,
     with_measured,
 )
+from pipeline.plan.__main__ import main
 from pipeline.records import Cohort
 from tests.test_preprocess import make_plan
 
@@ -225,7 +225,7 @@ def test_an_edited_plan_does_not_survive_a_change_of_what_the_cohort_decides(tmp
     with pytest.raises(
         PlanError, match=re.escape(f"edited by hand for another cohort: {message}. Delete it")
     ) as caught:
-        plan_stage.main("a", "3d_fullres", json.dumps(settings(dims=3)))
+        main("a", "3d_fullres", json.dumps(settings(dims=3)))
     assert "\n" not in str(caught.value)
     assert is_edited(path), "kept as it was"
 
@@ -235,7 +235,7 @@ def test_an_edited_plan_is_kept_and_the_log_says_so(tmp_path, monkeypatch, capsy
     write_cohort_of_plan()
     path = written(Results("a").plan("3d_fullres"), batch_size=7)
     before = path.read_bytes()
-    plan_stage.main("a", "3d_fullres", json.dumps(settings(dims=3)))
+    main("a", "3d_fullres", json.dumps(settings(dims=3)))
     assert path.read_bytes() == before
     assert "was edited by hand and is kept. Delete it to plan anew." in capsys.readouterr().out
 
