@@ -94,7 +94,10 @@ def combine(files: Results, case: str, combination: Combination, plan: Plan) -> 
     if len(combination) == 1:
         return read_labels_ras(files.mask(combination[0], case))[0]
     return restore_labels(
-        [open_prediction(files.probabilities(name, case), load_placement(files.arrays(name, case))) for name in combination],
+        [
+            open_prediction(files.probabilities(name, case), load_placement(files.arrays(name, case)))
+            for name in combination
+        ],
         plan,
     )
 

@@ -53,7 +53,9 @@ class Run:
     @property
     def inference_settings(self) -> str:
         """What is tried; a deterministic run asks no clock."""
-        return to_json({**self._predict_settings, **self.config["predict"], "deterministic": self.config["train"]["deterministic"]})
+        return to_json(
+            {**self._predict_settings, **self.config["predict"], "deterministic": self.config["train"]["deterministic"]}
+        )
 
     @property
     def _predict_settings(self) -> dict[str, Any]:

@@ -82,15 +82,13 @@ def main(
     print(f"{configuration}: {describe(chosen)}: {reason}")
 
 
-def memory_mb(
-    plan: Plan, width: int, setting: Setting, cases: Sequence[dict[str, Any]], memory_gib: float
-) -> int:
+def memory_mb(plan: Plan, width: int, setting: Setting, cases: Sequence[dict[str, Any]], memory_gib: float) -> int:
     """MiB that predicting the largest case takes, by its row in the fingerprint."""
     order = [RAS_AXES.index(axis) for axis in plan.axes]
     needed = []
     for case in cases:
-        cropped, spacing = ([case[key][axis] for axis in order] for key in ("shape_nonzero", "spacing_mm"))
-        target = [own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True)]
+        cropped, spacing = (tuple(case[key][axis] for axis in order) for key in ("shape_nonzero", "spacing_mm"))
+        target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
         shape = resampled_shape(cropped, spacing, target)
         needed.append(predict_bytes(plan, width, setting, shape, cropped, memory_gib))
     return ceil(max(needed) / 2**20)
@@ -141,7 +139,8 @@ def measure(
     """Every setting on the same cases, as many as a minute allows; of settings that cut all cases alike, the first."""
     shapes = [image.shape[1:] for image, _ in cases]
     windows = {
-        setting: tuple(window_of(setting, model.plan, model.width, shape, mirrors, memory_gib) for shape in shapes) for setting in offered
+        setting: tuple(window_of(setting, model.plan, model.width, shape, mirrors, memory_gib) for shape in shapes)
+        for setting in offered
     }
     first_of = {cuts: setting for setting, cuts in reversed(windows.items())}
     found: dict[Setting, list[tuple[float, float, int]]] = {

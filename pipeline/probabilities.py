@@ -22,7 +22,10 @@ def save_prediction(path: Path, prediction: Prediction) -> Prediction:
     """The same prediction; its slabs are stored on their way, and the file is there once the last one has passed."""
 
     def passing() -> Iterator[NDArray]:
-        with records.written_whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, True, 1) as archive:
+        with (
+            records.written_whole(path) as partial,
+            zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, True, 1) as archive,
+        ):
             _write(archive, SHAPE, np.array(prediction.shape))
             for index, slab in enumerate(prediction.slabs):
                 _write(archive, f"{index:05d}", np.rint(slab * STEPS).astype(np.uint8))

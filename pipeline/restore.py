@@ -134,9 +134,9 @@ def rows_of_scan(prediction: Prediction) -> Iterator[Volume]:
 
 def _found(rows: Sequence[Volume], plane_taps: Sequence[Sequence[Taps]], *, has_regions: bool) -> Places:
     """The mean of rows (L, h, w) to (H, W): the place of the likeliest label, or one after that of the last region."""
-    places, winner = np.arange(len(rows[0]) + 1), _last_region
+    winner = _last_region if has_regions else _likeliest
+    places = np.arange(len(rows[0]) + 1, dtype=np.uint16) if has_regions else _possible(rows)
     if not has_regions:
-        places, winner = _possible(rows), _likeliest
         rows = [row[places] for row in rows]
     corners = [
         found.take(line, axis=0).take(column, axis=1)
@@ -153,7 +153,7 @@ def _found(rows: Sequence[Volume], plane_taps: Sequence[Sequence[Taps]], *, has_
             for line, line_weight in _ends(across, lines):
                 for column, column_weight in _ends(along, columns):
                     total += flat[:, line * row.shape[2] + column] * (line_weight * column_weight)
-        found.ravel()[unsure] = winner(total / len(rows))
+        found.ravel()[unsure] = winner(total / np.float32(len(rows)))
     return places[found]
 
 

@@ -9,8 +9,8 @@ from pipeline.images import Volume
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.device import Device
 from pipeline.nn.sliding import predict_slabs
-from pipeline.windows import Window
 from pipeline.preprocess import Placement
+from pipeline.windows import Window
 
 
 def predict_densely(models: Sequence[Model], image: Volume, device: Device, **window) -> Volume:

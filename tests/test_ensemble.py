@@ -5,6 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipeline import records
 from pipeline.ensemble import (
     BYTES_PER_OUTPUT,
     BYTES_PER_VOXEL,
@@ -17,7 +18,6 @@ from pipeline.ensemble import (
     num_processes,
     score_case,
 )
-from pipeline import records
 from pipeline.paths import Results
 from pipeline.probabilities import open_prediction, save_prediction
 from pipeline.records import Case, Cohort

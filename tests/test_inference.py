@@ -11,10 +11,10 @@ from pipeline.flow import Run
 from pipeline.inference import Tried, candidates, choose, measure, read_setting, score_slabs, spread
 from pipeline.nn.checkpoints import Model, save_model
 from pipeline.nn.networks import build_network
-from pipeline.windows import Setting
 from pipeline.paths import Results
 from pipeline.preprocess import Prepared, save_prepared
 from pipeline.records import Case
+from pipeline.windows import Setting
 from tests.dense import as_it_is
 from tests.test_preprocess import make_plan
 from tests.test_train import CPU

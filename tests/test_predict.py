@@ -10,21 +10,17 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from pipeline.errors import PredictionError
 from pipeline.nn.checkpoints import Model
-from pipeline.windows import Window
 from pipeline.predict import predict_case, write_prediction
 from pipeline.preprocess import prepare, read_channels
 from pipeline.records import Case
 from pipeline.restore import restore_labels, restore_values
+from pipeline.windows import Window
 from tests.test_preprocess import make_plan
 from tests.test_train import CPU
 
 SHAPE, SPACING = (18, 37, 13), (0.7, 1.0, 2.5)
 WINDOW = Window((16, 24, 16), 0.5)
-ORIENTATIONS = [
-    "".join(side)
-    for axes in permutations(("RL", "AP", "SI"))
-    for side in product(*axes)
-]
+ORIENTATIONS = ["".join(side) for axes in permutations(("RL", "AP", "SI")) for side in product(*axes)]
 
 
 class Threshold(torch.nn.Module):
@@ -85,6 +81,8 @@ def test_weights_that_give_no_numbers_fail_with_the_name_of_the_case():
 
     plan = make_plan(normalisation=("none",))
     prepared = prepare(blocks()[None], SPACING, plan)
-    prediction = predict_case([Model(Broken(), plan, 4)], prepared.image, prepared.placement, CPU, WINDOW, case="case_17")
-    with pytest.raises(PredictionError, match="^case_17: the network's output is not finite, so no mask is written"):
+    prediction = predict_case(
+        [Model(Broken(), plan, 4)], prepared.image, prepared.placement, CPU, WINDOW, case="case_17"
+    )
+    with pytest.raises(PredictionError, match=r"^case_17: the network's output is not finite"):
         restore_labels([prediction], plan)

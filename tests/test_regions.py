@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.regions import crossing, paint, painted_values
 from pipeline.restore import Prediction, restore_labels
 from tests.dense import as_it_is
-from pipeline.regions import crossing, paint, painted_values
 from tests.test_preprocess import make_plan
 
 TUMOUR = ((1, 2, 3), (2, 3), (3,))

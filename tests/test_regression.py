@@ -18,9 +18,9 @@ from pipeline.phantoms import LABELS, VALUES, make_case, smooth_values, write_co
 from pipeline.predict import main as predict
 from pipeline.preprocess import main as preprocess
 from pipeline.preprocess import prepare, save_prepared
-from pipeline.restore import Prediction, restore_values
 from pipeline.records import Case
 from pipeline.regression import mean_absolute_error, measure_case, root_mean_square_error, summarise
+from pipeline.restore import Prediction, restore_values
 from pipeline.train import main as train
 from tests.test_preprocess import SHAPE, SPACING, labelled_scan, make_plan
 
@@ -149,7 +149,7 @@ def test_a_network_learns_values_through_the_stages(tmp_path, monkeypatch):
     for fold in range(5):
         preprocess("r", "3d_fullres", fold)
     train("r", "3d_fullres", 0, json.dumps(config["train"]), device="cpu")
-    predict("r", "3d_fullres", 0, json.dumps({"overlap": 0.5, "mirror": False, "train_mirror": []}), device="cpu")
+    predict("r", "3d_fullres", 0, json.dumps({"train_mirror": [], "memory_gib": 8}), device="cpu")
     (case,) = [case for case in records.read_cases(files.cases) if case.fold == 0]
     (score,) = measure_case(case, {"3d_fullres": files.mask("3d_fullres", case.case)})
     assert score.rmse < root_mean_square_error(read_ras(case.label)[0], np.float32(0)) / 2

@@ -1,5 +1,7 @@
 """Restoring row by row agrees with interpolating everything at once."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,7 @@ def smooth_maps(shape, num_maps=4, seed=0):
 
 
 def slabs_of(maps, cuts):
-    return [maps[:, start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [maps[:, start:stop] for start, stop in pairwise(cuts)]
 
 
 def densely(maps, where):
@@ -109,7 +111,9 @@ def test_stored_slabs_pass_on_and_come_back_in_steps_as_often_as_wanted(tmp_path
     assert stored.shape == (8, 11, 9)
     for _ in range(2):
         assert np.abs(gathered(stored.slabs).astype(np.float32) / 255 - maps).max() <= 0.5 / 255 + 1e-6
-    found, expected = (restore_labels([one], make_plan(labels=LABELS)) for one in (stored, Prediction([maps], maps.shape[1:], where)))
+    found, expected = (
+        restore_labels([one], make_plan(labels=LABELS)) for one in (stored, Prediction([maps], maps.shape[1:], where))
+    )
     assert (found != expected).mean() < 0.01
 
 
@@ -127,5 +131,8 @@ def test_a_prediction_that_breaks_off_leaves_no_file(tmp_path):
 def test_the_last_slab_is_asked_for_even_where_no_row_needs_it(tmp_path):
     maps, where = smooth_maps((60, 11, 9)), placement()
     path = tmp_path / "case.npz"
-    restore_labels([save_prediction(path, Prediction(slabs_of(maps, [0, 57, 58, 59, 60]), (60, 11, 9), where))], make_plan(labels=LABELS))
+    restore_labels(
+        [save_prediction(path, Prediction(slabs_of(maps, [0, 57, 58, 59, 60]), (60, 11, 9), where))],
+        make_plan(labels=LABELS),
+    )
     assert path.exists()

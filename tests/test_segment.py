@@ -12,10 +12,10 @@ from pipeline import records
 from pipeline.errors import CohortError
 from pipeline.nn.checkpoints import save_model
 from pipeline.nn.networks import build_network
-from pipeline.windows import Setting
 from pipeline.paths import Results
 from pipeline.records import Cohort
 from pipeline.segment import find_scans, main
+from pipeline.windows import Setting
 from tests.test_preprocess import make_plan
 
 SHAPE, SPACING_MM = (18, 22, 13), (0.7, 1.0, 2.5)

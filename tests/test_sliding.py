@@ -60,11 +60,11 @@ def test_an_identity_network_gives_the_scan_back(dims, shape, overlap):
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_slabs_are_bit_equal_to_a_window_as_long_as_the_scan_is_deep(dims, shape):
-    """All rows at once: the accumulators see the same additions in the same order, whether slabs leave or stay."""
+def test_slabs_are_what_one_accumulator_of_the_whole_scan_gives(dims, shape):
+    """The additions are the same in the same order; only torch rounds a call of several windows, or a row, in its own way."""
     image, model = scan(shape), model_of(Counting(dims), dims)
-    streamed = predict_densely([model], image, CPU)
-    assert np.array_equal(streamed, accumulated_densely(model, image))
+    streamed, dense = predict_densely([model], image, CPU), accumulated_densely(model, image)
+    assert np.abs(streamed - dense).max() < 1e-6
 
 
 def accumulated_densely(model, image):
@@ -90,7 +90,10 @@ def accumulated_densely(model, image):
         for depth in grid[0]:
             for line in grid[1]:
                 for column in grid[2]:
-                    part = (slice(None), *(slice(at, at + own) for at, own in zip((depth, line, column), size, strict=True)))
+                    part = (
+                        slice(None),
+                        *(slice(at, at + own) for at, own in zip((depth, line, column), size, strict=True)),
+                    )
                     window = volume[part][None] if plan.dims == 3 else volume[part].movedim(1, 0)
                     output = model.network(window)
                     output = output[0] if plan.dims == 3 else output.movedim(0, 1)
@@ -107,14 +110,15 @@ def test_windows_of_another_length_give_the_same_where_the_network_sees_only_its
     assert np.abs(short - long)[inside].max() < 0.05, "only borders of windows differ"
 
 
-def test_it_agrees_with_monai_where_the_windows_are_the_same():
-    image, model = scan((32, 48, 32)), model_of(build_network(make_plan(patch_size=PATCH), 4).eval())
+@pytest.mark.parametrize("shape", [(32, 48, 32), (9, 11, 13)])
+def test_it_agrees_with_monai_where_each_voxel_is_in_one_window(shape):
+    """Where windows overlap MONAI lifts the weights at their borders, which a Gaussian makes next to nothing."""
+    image, model = scan(shape), model_of(build_network(make_plan(patch_size=PATCH), 4).eval())
     with torch.inference_mode():
-        logits = sliding_window_inference(
-            torch.from_numpy(image)[None], PATCH, 1, model.network, overlap=0.5, mode="gaussian", sigma_scale=0.125
-        )
+        batch = torch.from_numpy(image)[None]
+        logits = sliding_window_inference(batch, PATCH, 1, model.network, overlap=0, mode="gaussian")
         expected = activate(logits, model.plan)[0].numpy()
-    assert np.abs(predict_densely([model], image, CPU) - expected).max() < 1e-3, "MONAI lifts the smallest weights"
+    assert np.abs(predict_densely([model], image, CPU, overlap=0) - expected).max() < 1e-5
 
 
 def test_what_is_held_depends_on_the_window_and_not_on_the_depth_of_the_scan():
@@ -133,7 +137,8 @@ def test_several_windows_and_their_mirrored_copies_share_a_call():
     network = Counting(3)
     image = scan((16, 48, 64))
     batched, single = (
-        predict_densely([model_of(network)], image, CPU, mirrors=(Mirror(0), Mirror(2)), batch=batch) for batch in (8, 1)
+        predict_densely([model_of(network)], image, CPU, mirrors=(Mirror(0), Mirror(2)), batch=batch)
+        for batch in (8, 1)
     )
     assert {shape[0] for shape in network.batches[: 3 * 7 * 4 // 8]} == {8}
     assert np.allclose(batched, single, atol=1e-6)
@@ -179,7 +184,9 @@ def test_a_call_that_does_not_fit_into_memory_goes_in_halves_and_a_single_window
         predict_densely([model_of(small)], image, CPU)
 
 
-@pytest.mark.parametrize(("edge", "size", "overlap"), [(10, 16, 0.5), (16, 16, 0.5), (17, 16, 0.5), (160, 64, 0.5), (41, 8, 0)])
+@pytest.mark.parametrize(
+    ("edge", "size", "overlap"), [(10, 16, 0.5), (16, 16, 0.5), (17, 16, 0.5), (160, 64, 0.5), (41, 8, 0)]
+)
 def test_windows_reach_every_voxel_and_overlap_by_what_was_asked(edge, size, overlap):
     starts = window_starts(edge, size, overlap)
     assert starts[0] == 0
@@ -212,7 +219,9 @@ def test_the_work_is_the_voxels_that_the_network_reads():
 
 
 def test_slabs_come_in_order_and_make_up_the_scan():
-    slabs = [slab.shape[1] for slab in predict_slabs([model_of(Counting(3))], scan((41, 24, 16)), CPU, Window(PATCH, 0.5))]
+    slabs = [
+        slab.shape[1] for slab in predict_slabs([model_of(Counting(3))], scan((41, 24, 16)), CPU, Window(PATCH, 0.5))
+    ]
     assert sum(slabs) == 41
     assert max(slabs) <= 16
     assert gathered([np.zeros((1, rows, 1, 1)) for rows in slabs]).shape[1] == 41
