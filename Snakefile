@@ -188,7 +188,7 @@ rule predict:
     """Masks of the fold's cases on their original grid."""
     input:
         rules.train.output,
-        inference=rules.inference.output,
+        inference=files.inference("{configuration}"),
     output:
         files.predicted("{configuration}", "{fold}"),
     log:
