@@ -94,6 +94,7 @@ checkpoint plan:
     """Spacing, patch, batch and network of one configuration, each with its reason; or why it is left out."""
     input:
         files.fingerprint,
+        run.previous_plan,
     output:
         update(files.plan("{configuration}")),  # not deleted before a rerun: an edit by hand is kept
     log:
@@ -115,9 +116,10 @@ checkpoint plan:
 
 
 rule preprocess:
-    """The cases of one fold as oriented, resampled, normalised arrays."""
+    """The cases of one fold as oriented, resampled, normalised arrays; for a cascade with the masks before it."""
     input:
         files.plan("{configuration}"),
+        run.previous_masks,
     output:
         files.preprocessed("{configuration}", "{fold}"),
     log:

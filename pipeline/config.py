@@ -18,7 +18,9 @@ from pipeline.regions import crossing, painted_values
 SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
 DEMO = "demo"  # in place of a cohort's folder
 LOW_RESOLUTION = "3d_lowres"  # planned by a rule of its own, and left out where full resolution suffices
-DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3, LOW_RESOLUTION: 3}
+CASCADE = "3d_cascade_fullres"
+PREVIOUS = {CASCADE: LOW_RESOLUTION}  # configurations that refine the masks of another one
+DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3, LOW_RESOLUTION: 3, CASCADE: 3}
 BUDGETS = ("minutes", "epochs", "iterations")
 DEFAULT_BUDGET = {"minutes": 60}
 OVERLAP_LOSSES = ("dice", "focal", "dice_focal", "tversky", "generalized_dice")
@@ -49,6 +51,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_mirrors(full["train"]["mirror"])
     _check_effect(full["train"], full["predict"])
     _check_folds(full)
+    _check_previous(full)
     return full
 
 
@@ -220,3 +223,26 @@ def _check_folds(config: dict[str, Any]) -> None:
         raise ConfigError(
             f"config: run_folds has {beyond}, yet folds is {config['folds']}: 0 to {config['folds'] - 1} exist."
         )
+
+
+def _check_previous(config: dict[str, Any]) -> None:
+    """A mask is needed of every case that a cascade is trained with, from a network that never saw the case."""
+    names = list(config["configurations"])
+    for name, previous in PREVIOUS.items():
+        if name not in names:
+            continue
+        if config["task"] == "regression":
+            raise ConfigError(
+                f"config: configurations has {name}, which refines masks, yet a regression has none. Remove it."
+            )
+        if previous not in names:
+            listed = ", ".join([*names[: names.index(name)], previous, *names[names.index(name) :]])
+            raise ConfigError(
+                f"config: configurations has {name}, which refines the masks of {previous}, yet not {previous}. "
+                f"Add it: `configurations: [{listed}]`."
+            )
+        if len(config["run_folds"]) < config["folds"]:
+            raise ConfigError(
+                f"config: run_folds is {config['run_folds']}, yet {name} learns from masks of all cases, which {previous} "
+                f"predicts fold by fold. Set `run_folds: all`, or remove {name}."
+            )

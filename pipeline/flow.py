@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors, records
-from pipeline.config import DEMO, LOW_RESOLUTION, complete
+from pipeline.config import DEMO, LOW_RESOLUTION, PREVIOUS, complete
 from pipeline.paths import Results
 
 
@@ -81,6 +81,16 @@ class Run:
         own = self.config["configurations"][wildcards.configuration]
         return to_json({**own, "normalisation": self.config["normalisation"]})
 
+    def previous_plan(self, wildcards: Any) -> list[Path]:
+        """Of the configuration whose masks this one refines, without which it is left out."""
+        previous = PREVIOUS.get(wildcards.configuration)
+        return [self.files.plan(previous)] if previous else []
+
+    def previous_masks(self, wildcards: Any) -> list[Path]:
+        """Of the fold's cases, which the configuration before this one has predicted without having seen them."""
+        previous = PREVIOUS.get(wildcards.configuration)
+        return [self.files.predicted(previous, wildcards.fold)] if previous else []
+
     def all_preprocessed(self, wildcards: Any) -> list[Path]:
         return [self.files.preprocessed(wildcards.configuration, fold) for fold in range(self.config["folds"])]
 
@@ -103,7 +113,8 @@ class Run:
         return self._predicted([name for name, path in plans.items() if not records.left_out(path)])
 
     def _may_be_left_out(self, name: str) -> bool:
-        return name == LOW_RESOLUTION and "spacing_mm" not in self.config["configurations"][name]
+        first = PREVIOUS.get(name, name)
+        return first == LOW_RESOLUTION and "spacing_mm" not in self.config["configurations"][first]
 
     def _predicted(self, names: list[str]) -> list[Path]:
         return [self.files.predicted(name, fold) for name in names for fold in self.run_folds]

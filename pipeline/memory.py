@@ -20,7 +20,10 @@ PROCESS_BYTES = 700 * 2**20  # torch, MONAI and what else a stage imports
 
 def window_bytes(plan: Plan, width: int, num_voxels: int) -> int:
     """While the network of this width predicts windows of so many voxels together."""
-    per_voxel = MAPS_AT_ONCE * plan.features(width)[0] + OUTPUTS_AT_ONCE * plan.num_outputs + len(plan.channels)
+    inputs = plan.num_inputs * (
+        2 if plan.previous else 1
+    )  # a cascade's are made from the mask and joined to the channels
+    per_voxel = MAPS_AT_ONCE * plan.features(width)[0] + OUTPUTS_AT_ONCE * plan.num_outputs + inputs
     return round(FLOAT * per_voxel * num_voxels)
 
 
@@ -38,5 +41,4 @@ def restore_bytes(plan: Plan, cropped_shape: Sequence[int]) -> int:
 
 def prepare_bytes(plan: Plan, scan_shape: Sequence[int], shape: Sequence[int]) -> int:
     """Reading a scan, and preparing it as (D, H, W)."""
-    num_channels = len(plan.channels)
-    return FLOAT * ((num_channels + SCANS_AT_ONCE) * prod(scan_shape) + num_channels * prod(shape))
+    return FLOAT * ((plan.num_channels + SCANS_AT_ONCE) * prod(scan_shape) + plan.num_channels * prod(shape))

@@ -42,7 +42,8 @@ class Prepared:
     """`image` (C, D, H, W), `classes` (D, H, W) as indices into the plan's labels, along the plan's axes.
 
     The index of the plan's ignore label is the one after the last label's. In a regression, `classes` are the values
-    divided by the plan's scale.
+    divided by the plan's scale. The last channel of a cascade's image is the mask before it, as indices too: one channel
+    for any number of labels, of which the network makes a map each.
     """
 
     image: Volume
@@ -57,18 +58,21 @@ def main(results: str, configuration: str, fold: int, threads: int = 1) -> None:
         print(edited_note(files.plan(configuration)))
     cases = records.cases_of_fold(records.read_cases(files.cases), fold)
     folders = [files.arrays(configuration, case.case) for case in cases]
-    made = process_map(
-        partial(preprocess_case, plan=plan), cases, folders, max_workers=threads, desc="preprocess", mininterval=1
-    )
+    if plan.previous:
+        records.verify_file_list(files.predicted(plan.previous, fold))
+    masks = [files.mask(plan.previous, case.case) if plan.previous else None for case in cases]
+    work = partial(preprocess_case, plan=plan)
+    made = process_map(work, cases, folders, masks, max_workers=threads, desc="preprocess", mininterval=1)
     records.write_file_list(files.preprocessed(configuration, fold), [path for paths in made for path in paths])
 
 
-def preprocess_case(case: Case, folder: Path, plan: Plan) -> list[Path]:
-    """Write the arrays of one case below `folder`, each file memory-mappable."""
+def preprocess_case(case: Case, folder: Path, previous: Path | None = None, *, plan: Plan) -> list[Path]:
+    """Write the arrays of one case below `folder`, each file memory-mappable; a cascade has the mask `previous`."""
     channels, spacing_mm = read_channels(case)
     read = read_ras if plan.task == "regression" else read_labels_ras
     labels = read(case.label)[0] if case.label else None
-    return save_prepared(prepare(channels, spacing_mm, plan, labels), folder, plan)
+    mask = read_labels_ras(previous)[0] if previous else None
+    return save_prepared(prepare(channels, spacing_mm, plan, labels, mask), folder, plan)
 
 
 def read_channels(case: Case) -> tuple[Volume, Spacing]:
@@ -89,13 +93,21 @@ def read_channels(case: Case) -> tuple[Volume, Spacing]:
     return channels, grid.spacing_mm
 
 
-def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: NDArray | None = None) -> Prepared:
+def prepare(
+    channels: Volume,
+    spacing_mm: Spacing,
+    plan: Plan,
+    labels: NDArray | None = None,
+    previous: Segmentation | None = None,
+) -> Prepared:
     """Crop to nonzero, resample to the plan's spacing, normalise.
 
     Args:
         channels: (C, I, J, K) in RAS order, scan units.
         spacing_mm: of the scan, along its RAS axes.
         labels: (I, J, K) label values, or in a regression any values, in RAS order.
+        previous: (I, J, K) label values of the mask that a cascade refines, in RAS order. Resampled as labels are, so
+            that it lies where a reference of the same voxels would.
     """
     order = [RAS_AXES.index(axis) for axis in plan.axes]
     box = nonzero_box(channels)
@@ -104,10 +116,13 @@ def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: NDArray |
     target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
     shape = resampled_shape(cropped.shape[1:], spacing, target)
     rules = zip(cropped, plan.normalisation, plan.foreground_intensity, strict=True)
-    cubic = interpolation_orders(spacing, target, order=3)
-    image = np.empty((len(channels), *shape), np.float32)
+    cubic, linear = (interpolation_orders(spacing, target, order=order) for order in (3, 1))
+    image = np.empty((plan.num_channels, *shape), np.float32)
     for index, (channel, scheme, foreground) in enumerate(rules):  # one at a time, for scans are large
         image[index] = resample(normalise(channel, scheme, foreground), shape, cubic)
+    if plan.previous:
+        assert previous is not None, plan.configuration
+        image[-1] = resample_labels(_label_indices(previous[box].transpose(order), plan), shape, linear)
     placement = Placement(
         axes=plan.axes,
         shape_ras=channels.shape[1:],
@@ -117,7 +132,7 @@ def prepare(channels: Volume, spacing_mm: Spacing, plan: Plan, labels: NDArray |
     )
     classes: NDArray[np.uint16] | Volume | None = None
     if labels is not None:
-        cut, linear = labels[box].transpose(order), interpolation_orders(spacing, target, order=1)
+        cut = labels[box].transpose(order)
         if plan.task == "regression":
             classes = resample((cut / plan.target_scale).astype(np.float32), shape, linear)
         else:

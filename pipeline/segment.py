@@ -7,8 +7,9 @@ cohort's are. A mask stays as long as the scan, the models and the settings that
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tqdm import tqdm
 from pipeline import errors, evaluate, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
 from pipeline.check.problem import COLUMNS
+from pipeline.config import PREVIOUS
 from pipeline.errors import CohortError, TrainingError
+from pipeline.images import Spacing, Volume
 from pipeline.inference import read_setting
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
@@ -27,12 +30,15 @@ from pipeline.paths import Results
 from pipeline.predict import predict_case, write_prediction
 from pipeline.preprocess import prepare, read_channels
 from pipeline.records import Case, Cohort
+from pipeline.restore import Prediction, restore_labels
 from pipeline.windows import Setting, window_of
 
 NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 IMAGE_FOLDERS = ("imagesTs", "imagesTr", "images", ".")
 LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
+
+Ensemble = tuple[list[Model], Setting]  # the folds of a configuration, and how they cut a scan
 
 
 def main(
@@ -54,24 +60,22 @@ def main(
     cohort = records.read_cohort(files.cohort)
     cases = find_scans(Path(scans), len(cohort.channels))
     digests = check_scans(cases, cohort, files)
-    chosen = {
-        name: {fold: files.model(name, fold) for fold in folds.split(",")}
-        for name in records.read_json(files.choice)["for_new_scans"]
+    chosen = records.read_json(files.choice)["for_new_scans"]
+    paths = {name: {fold: files.model(name, fold) for fold in folds.split(",")} for name in with_previous(chosen)}
+    ensembles = {
+        name: ([load_model(path, processor.where) for path in own.values()], read_setting(files.inference(name)))
+        for name, own in paths.items()
     }
-    ensembles = [
-        ([load_model(path, processor.where) for path in paths.values()], read_setting(files.inference(name)))
-        for name, paths in chosen.items()
-    ]
-    models_used = {name: {fold: records.sha256(paths[fold]) for fold in paths} for name, paths in chosen.items()}
+    models_used = {name: {fold: records.sha256(path) for fold, path in own.items()} for name, own in paths.items()}
     num_made = 0
     for case in tqdm(cases, desc="segment", mininterval=5):
         mask, record = files.segmented(case.case), files.segment_record(case.case)
-        cut = [asdict(setting) for _, setting in ensembles]
+        cut = [asdict(setting) for _, setting in ensembles.values()]
         made_of = {"scan": digests[case.case], "models": models_used, "settings": wanted, "inference": cut}
         if mask.exists() and record.exists() and records.read_json(record) == made_of:
             continue
         record.unlink(missing_ok=True)  # a kill after the new mask must not leave the record of the old one
-        segment_case(case, mask, ensembles, processor, wanted)
+        segment_case(case, mask, chosen, ensembles, processor, wanted)
         records.write_json(record, made_of)
         num_made += 1
     print(f"{len(cases)} masks in {files.segment}, {num_made} of them new")
@@ -81,25 +85,48 @@ def main(
         print(f"{len(labelled)} of them scored against their labels in {files.segment / 'metrics.tsv'}")
 
 
+def with_previous(chosen: Sequence[str]) -> list[str]:
+    """The configurations and those whose masks they refine, each once."""
+    return list(dict.fromkeys([*chosen, *(PREVIOUS[name] for name in chosen if name in PREVIOUS)]))
+
+
 def segment_case(
     case: Case,
     mask: Path,
-    ensembles: Sequence[tuple[list[Model], Setting]],
+    chosen: Sequence[str],
+    ensembles: Mapping[str, Ensemble],
     device: Device,
     settings: dict[str, Any],
 ) -> None:
-    """Write the mean of what the configurations predict, each of them the mean of its folds."""
+    """Write the mean of what the chosen configurations predict, each of them the mean of its folds."""
     channels, spacing_mm = read_channels(case)
-    predictions = []
-    for models, setting in ensembles:
-        plan = models[0].plan
-        prepared = prepare(channels, spacing_mm, plan)
-        mirrors = find_mirrors(plan, settings["train_mirror"])
-        width = max(model.width for model in models)
-        window = window_of(setting, plan, width, prepared.image.shape[1:], mirrors, settings["memory_gib"])
-        predictions.append(predict_case(models, prepared.image, prepared.placement, device, window, case=case.case))
+    predict = partial(predict_scan, ensembles=ensembles, device=device, settings=settings, case=case.case)
+    predictions = [predict(name, channels, spacing_mm) for name in chosen]
     del channels  # the networks need the room
-    write_prediction(mask, predictions, plan, case.channels[0])
+    write_prediction(mask, predictions, ensembles[chosen[0]][0][0].plan, case.channels[0])
+
+
+def predict_scan(
+    name: str,
+    channels: Volume,
+    spacing_mm: Spacing,
+    *,
+    ensembles: Mapping[str, Ensemble],
+    device: Device,
+    settings: dict[str, Any],
+    case: str,
+) -> Prediction:
+    """What one configuration makes of a scan; a cascade has the mask before it predicted first."""
+    models, setting = ensembles[name]
+    plan, previous = models[0].plan, None
+    predict = partial(predict_scan, ensembles=ensembles, device=device, settings=settings, case=case)
+    if plan.previous:
+        previous = restore_labels([predict(plan.previous, channels, spacing_mm)], plan)
+    prepared = prepare(channels, spacing_mm, plan, previous=previous)
+    mirrors = find_mirrors(plan, settings["train_mirror"])
+    width = max(model.width for model in models)
+    window = window_of(setting, plan, width, prepared.image.shape[1:], mirrors, settings["memory_gib"])
+    return predict_case(models, prepared.image, prepared.placement, device, window, case=case)
 
 
 def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> evaluate.Scores:

@@ -138,7 +138,8 @@ def train(
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings["ema"])) if settings["ema"] else None
     final = averaged.module if averaged else network
     measure = make_loss(settings, plan)
-    options, mirrors = read_options(settings), find_mirrors(plan, settings["mirror"])
+    options = read_options(settings, mask_classes=len(plan.labels) if plan.previous else 0)
+    mirrors = find_mirrors(plan, settings["mirror"])
     if saved:
         form, reason = named_form(saved["form"]), "as before"
     elif workers.count > 1:  # a clock of its own in each process could choose differently

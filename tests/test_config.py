@@ -42,7 +42,21 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ({"run_folds": [7]}, "run_folds has [7], yet folds is 5: 0 to 4 exist"),
         ({"train": {"minutes": 3, "epochs": 2}}, "train has minutes and epochs: one budget expected"),
         ({"configurations": ["attention"]}, "configurations.attention needs `dims: 2` or `dims: 3`"),
-        ({"configurations": ["3d_cascade_fullres"]}, "only 2d, 3d_fullres, 3d_lowres are known without it"),
+        ({"configurations": ["3d_high"]}, "only 2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres are known without it"),
+        (
+            {"configurations": ["2d", "3d_cascade_fullres"]},
+            "has 3d_cascade_fullres, which refines the masks of 3d_lowres, yet not 3d_lowres. "
+            "Add it: `configurations: [2d, 3d_lowres, 3d_cascade_fullres]`.",
+        ),
+        (
+            {"configurations": ["3d_lowres", "3d_cascade_fullres"], "run_folds": [0, 2]},
+            "run_folds is [0, 2], yet 3d_cascade_fullres learns from masks of all cases, which 3d_lowres predicts fold by "
+            "fold. Set `run_folds: all`, or remove 3d_cascade_fullres.",
+        ),
+        (
+            {"configurations": ["3d_lowres", "3d_cascade_fullres"], "task": "regression"},
+            "has 3d_cascade_fullres, which refines masks, yet a regression has none. Remove it.",
+        ),
         (
             {"normalisation": {0: "minmax"}},
             "normalisation.0 is 'minmax': is not one of ['ct', 'zscore', 'rescale', 'none']",

@@ -169,7 +169,7 @@ def save_case(folder, channels):
 def test_arrays_on_disk_are_what_was_prepared(tmp_path):
     image, _ = labelled_scan()
     case = save_case(tmp_path, image)
-    preprocess_case(case, tmp_path / "arrays", make_plan())
+    preprocess_case(case, tmp_path / "arrays", plan=make_plan())
     prepared = prepare(*read_channels(case), make_plan())
     assert np.array_equal(load_image(tmp_path / "arrays"), prepared.image)
     assert load_placement(tmp_path / "arrays") == prepared.placement

@@ -81,7 +81,7 @@ def test_a_configuration_that_the_cohort_does_not_need_is_left_out_and_the_repor
     results, logs = finished / "results" / "tiny", finished / "logs" / "tiny"
     assert f"3d_lowres was left out: {reason}" in (results / "report.html").read_text()
     assert (
-        f"3d_lowres: left out, for {reason}. Set its `spacing_mm` to train it all the same."
+        f"3d_lowres: left out, for {reason}. Set the `spacing_mm` of 3d_lowres to train it all the same."
         in (logs / "plan" / "3d_lowres.log").read_text()
     )
     for stage in ("preprocess", "train", "predict", "masks"):
@@ -101,6 +101,16 @@ def test_a_configuration_is_trained_once_its_plan_leaves_it_out_no_more(finished
 def test_a_dry_run_shows_what_runs_whatever_the_plan_leaves_out(small_cohort):
     shown = snakemake(small_cohort, "--dry-run")
     assert "train              4" in shown.stdout
+
+
+def test_a_cascade_is_prepared_from_what_its_low_resolution_predicts_for_the_same_fold(small_cohort):
+    low = {"3d_lowres": {**TINY, "spacing_mm": [8, 8, 8]}}
+    shown = snakemake(small_cohort, "--dry-run", configurations={"3d_cascade_fullres": TINY, **low}).stdout
+    assert "train              4" in shown
+    plan, masks = "results/tiny/plan/{}.json", "results/tiny/predict/3d_lowres/fold_{}.json"
+    assert f"input: results/tiny/fingerprint/fingerprint.json, {plan.format('3d_lowres')}\n" in shown
+    for fold in range(2):
+        assert f"input: {plan.format('3d_cascade_fullres')}, {masks.format(fold)}\n" in shown
 
 
 def test_an_edit_of_the_plan_reruns_what_reads_it_and_is_never_overwritten(small_cohort):

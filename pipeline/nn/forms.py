@@ -143,9 +143,11 @@ def training_step(form: Form, plan: Plan, width: int, device: Device) -> Callabl
     loss = make_loss({"loss": usual, "class_weights": []}, plan)
 
     def take_step(batch_size: int) -> None:
-        image = torch.randn(batch_size, len(plan.channels), *plan.patch_size, device=device.where)
+        image = torch.randn(batch_size, plan.num_channels, *plan.patch_size, device=device.where)
         shape = (batch_size, 1, *plan.patch_size)
         reference = torch.randint(max(1, len(plan.labels)), shape, device=device.where)
+        if plan.previous:
+            image[:, -1:] = reference
         with form.autocast(device.where):
             logits = network(image.to(memory_format=form.layout))
         loss(logits, reference).backward()

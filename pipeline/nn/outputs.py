@@ -21,11 +21,16 @@ def is_counted(reference: Tensor, plan: Plan) -> Tensor:
 def masks_of(reference: Tensor, plan: Plan) -> Tensor:
     """(B, 1, …) class indices to (B, L, …) bool: one mask for each output. Voxels of the ignore label are in none."""
     if plan.regions:
-        inside = [[value in region for region in plan.regions] for value in plan.labels]
-        table = torch.tensor([*inside, [False] * len(plan.regions)], device=reference.device)
+        table = class_table(plan.labels, plan.regions).to(reference.device)
         return table[reference[:, 0].long()].movedim(-1, 1)
     indices = torch.arange(len(plan.labels), dtype=reference.dtype, device=reference.device)
     return reference == indices.view(-1, *(1,) * (reference.ndim - 2))
+
+
+def class_table(labels: tuple[int, ...], regions: tuple[tuple[int, ...], ...]) -> Tensor:
+    """(labels + 1, L) bool: which outputs each class index belongs to; the ignore label's belongs to none."""
+    groups = regions or [(label,) for label in labels]
+    return torch.tensor([[value in group for group in groups] for value in (*labels, None)])
 
 
 def activate(outputs: Tensor, plan: Plan) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import PredictionError
 from pipeline.images import Volume
 from pipeline.mirrors import Mirror
+from pipeline.nn.augment.spatial import swap
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.device import Device
 from pipeline.nn.forms import planned_form
@@ -65,7 +66,7 @@ def predict_slabs(
     for first, following in pairwise([*starts[0], padded[0]]):
         for begin in range(0, len(places), num_windows):
             group = places[begin : begin + num_windows]
-            windows = [cut(volume, (first, *at), size).flip(flipped_axes(copy, plan)) for *at, copy in group]
+            windows = [mirrored(cut(volume, (first, *at), size), copy, plan) for *at, copy in group]
             for network in networks:
                 outputs = network(windows)
                 if len(networks) > 1:
@@ -136,6 +137,14 @@ def outer(profiles: Sequence[torch.Tensor]) -> torch.Tensor:
     """(D,), (H,) and (W,) to their product (D, H, W)."""
     depth, height, width = profiles
     return depth[:, None, None] * height[:, None] * width
+
+
+def mirrored(window: torch.Tensor, mirrors: Sequence[Mirror], plan: Plan) -> torch.Tensor:
+    """(C, d, h, w) as seen in the mirrors; classes of the mask in a cascade's last channel change sides as in training."""
+    window = window.flip(flipped_axes(mirrors, plan))
+    for pairs in (mirror.swaps for mirror in mirrors if plan.previous and mirror.swaps):
+        window[-1] = swap(window[-1], pairs)  # of a copy, which `flip` always makes
+    return window
 
 
 def flipped_axes(copy: Sequence[Mirror], plan: Plan) -> list[int]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +32,8 @@ def main(
     fingerprint, cohort = records.read_json(files.fingerprint), records.read_cohort(files.cohort)
     replan = partial(plan_configuration, fingerprint, cohort, configuration, wanted)
     plan = replan(memory_gib)
+    if plan.previous and (reason := records.left_out(files.plan(plan.previous))):
+        plan = replace(plan, left_out=f"there is no {plan.previous}, for {reason}")
     if plan.left_out is None:
         measure = partial(measure_step, widths=widths, device=device, threads=threads)
         plan, measured = fit_to_memory(replan, partial(measure, memory_gib=memory_gib), memory_gib)
@@ -41,7 +43,10 @@ def main(
     content = asdict(plan)
     records.write_json(path, {**content, DIGEST: digest(json.loads(json.dumps(content)))})
     if plan.left_out:
-        print(f"{configuration}: left out, for {plan.left_out}. Set its `spacing_mm` to train it all the same.")
+        print(
+            f"{configuration}: left out, for {plan.left_out}. "
+            f"Set the `spacing_mm` of {plan.previous or configuration} to train it all the same."
+        )
     print("\n".join(f"{configuration} {key}: {content[key]} ({reason})" for key, reason in plan.reasons.items()))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import records
-from pipeline.config import SCHEMA
+from pipeline.config import PREVIOUS, SCHEMA
 from pipeline.errors import PlanError
 from pipeline.intensity import ForegroundIntensity, Scheme
 from pipeline.records import Task
@@ -41,6 +41,7 @@ class Plan:
     label values that may overlap, in the order in which they are painted; without them every voxel has one label.
     A regression learns its values divided by `target_scale`, so that they are about one.
     `left_out` is why the cohort does not need this configuration; then nothing of it is trained.
+    `previous` is the configuration whose mask of the same scan a cascade gets besides the channels.
     """
 
     configuration: str
@@ -71,6 +72,7 @@ class Plan:
     foreground_intensity: tuple[ForegroundIntensity, ...]
     widths: tuple[Width, ...]
     reasons: dict[str, str]
+    previous: str | None = None
 
     @property
     def has_background(self) -> bool:
@@ -81,6 +83,16 @@ class Plan:
     def num_outputs(self) -> int:
         """Maps that the network puts out: one per label with background, or per region, or of the values."""
         return 1 if self.task == "regression" else len(self.regions or self.labels)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of a prepared image: the scan's, and in a cascade last the mask before it, as class indices."""
+        return len(self.channels) + (self.previous is not None)
+
+    @property
+    def num_inputs(self) -> int:
+        """Maps that the network takes in: one per channel, in a cascade also one per label but the background, or region."""
+        return len(self.channels) + (self.num_outputs - self.has_background if self.previous else 0)
 
     def features(self, width: int) -> tuple[int, ...]:
         """Feature maps per stage of the network whose first stage has `width`."""
@@ -134,6 +146,10 @@ def contradictions(plan: Plan) -> list[str]:
     values = [
         (plan.network in NETWORKS, f"network is {plan.network!r}, one of {', '.join(NETWORKS)} expected"),
         (plan.widths or plan.left_out, "widths is empty, one or more with features and seconds_per_sample expected"),
+        (
+            plan.previous == PREVIOUS.get(plan.configuration),
+            f"previous is {plan.previous!r}, {PREVIOUS.get(plan.configuration)!r} expected",
+        ),
         (plan.batch_size > 0, f"batch_size is {plan.batch_size}, 1 or more expected"),
         (
             all(edge > 0 and edge % divisor == 0 for edge, divisor in zip(plan.patch_size, divisors, strict=True)),

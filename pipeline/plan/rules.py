@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.architectures import ARCHITECTURES, fit_architecture
-from pipeline.config import LOW_RESOLUTION
+from pipeline.config import LOW_RESOLUTION, PREVIOUS
 from pipeline.errors import PlanError
 from pipeline.intensity import ForegroundIntensity, Scheme
 from pipeline.plan.record import RAS_AXES, Plan, by
@@ -83,6 +83,8 @@ def _plan_at_resolution(
     if cohort.is_regression:
         reasons["target_scale"] = "root mean square of the target's values that are not 0"
     schemes = _normalisation(fingerprint, wanted, reasons)
+    if previous := PREVIOUS.get(configuration):
+        reasons["previous"] = f"refines the masks that {previous} predicts for scans which it never saw"
     reasons["widths"] = "features of the first stage with the measured seconds per sample of one training step"
     plan = Plan(
         configuration=configuration,
@@ -109,6 +111,7 @@ def _plan_at_resolution(
         foreground_intensity=tuple(_foreground(channel) for channel in fingerprint["channels"]),
         widths=(),
         reasons=reasons,
+        previous=previous,
     )
     return plan, low, why
 

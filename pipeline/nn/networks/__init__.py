@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from pipeline.nn.networks.backbones import backbone_unet
+from pipeline.nn.networks.cascaded import Cascaded
 from pipeline.nn.networks.classic import classic_unet
 from pipeline.nn.networks.encoder_decoder import fcn, residual_unet
 from pipeline.nn.networks.from_monai import attention_unet, segresnet, swin_unetr, unet, unet_plus_plus, unetr
@@ -29,8 +30,9 @@ BUILDERS: dict[str, Callable[[Plan, int], nn.Module]] = {
 
 
 def build_network(plan: Plan, width: int) -> nn.Module:
-    """(B, C, …) of `plan.patch_size` to logits (B, L, …) of the same size.
+    """(B, C, …) of `plan.patch_size`, as `prepare` makes it, to logits (B, L, …) of the same size.
 
     In training, a network with deep supervision gives a list of logits, finest first, each at its own resolution.
     """
-    return secure(BUILDERS[plan.network](plan, width))
+    network = secure(BUILDERS[plan.network](plan, width))
+    return Cascaded(network, plan) if plan.previous else network

@@ -73,7 +73,7 @@ def backbone_unet(plan: Plan, width: int) -> nn.Module:
     """The encoder's width is its own: `width` changes nothing."""
     network = FlexibleUNet(
         spatial_dims=plan.dims,
-        in_channels=len(plan.channels),
+        in_channels=plan.num_inputs,
         out_channels=plan.num_outputs,
         backbone=plan.encoder,
         dropout=plan.dropout,

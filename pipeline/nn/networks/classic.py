@@ -64,7 +64,7 @@ class OverlapTile(nn.Module):
 def classic_unet(plan: Plan, width: int) -> nn.Module:
     features = [width * 2**stage for stage in range(len(plan.strides))]
     network = ClassicUNet(
-        plan.dims, len(plan.channels), plan.num_outputs, features, is_padded=plan.is_padded, dropout=plan.dropout
+        plan.dims, plan.num_inputs, plan.num_outputs, features, is_padded=plan.is_padded, dropout=plan.dropout
     )
     return network if plan.is_padded else OverlapTile(network)
 

@@ -75,7 +75,7 @@ class ResidualBlock(nn.Module):
 
 def residual_unet(plan: Plan, width: int) -> nn.Module:
     dims, features = plan.dims, plan.features(width)
-    stem = _block(dims, len(plan.channels), features[0], plan.kernels[0], 1, plan.dropout)
+    stem = _block(dims, plan.num_inputs, features[0], plan.kernels[0], 1, plan.dropout)
     stages: list[nn.Module] = []
     for level, (inputs, outputs) in enumerate(pairwise((features[0], *features))):
         kernel, num_blocks = plan.kernels[level], RESIDUAL_BLOCKS[min(level, len(RESIDUAL_BLOCKS) - 1)]
@@ -90,7 +90,7 @@ def residual_unet(plan: Plan, width: int) -> nn.Module:
 
 def fcn(plan: Plan, width: int) -> nn.Module:
     """The plan's plain U-Net in all but the skips, so that a comparison shows what they are worth."""
-    sizes = pairwise((len(plan.channels), *plan.features(width)))
+    sizes = pairwise((plan.num_inputs, *plan.features(width)))
     stages = [
         nn.Sequential(
             _block(plan.dims, inputs, outputs, kernel, stride, plan.dropout),

@@ -43,7 +43,7 @@ def unet(plan: Plan, width: int) -> nn.Module:
     strides = plan.strides
     return DeeplySupervisedUNet(
         spatial_dims=plan.dims,
-        in_channels=len(plan.channels),
+        in_channels=plan.num_inputs,
         out_channels=plan.num_outputs,
         kernel_size=plan.kernels,
         strides=strides,
@@ -60,7 +60,7 @@ def unet(plan: Plan, width: int) -> nn.Module:
 def attention_unet(plan: Plan, width: int) -> nn.Module:
     return AttentionUnet(
         spatial_dims=plan.dims,
-        in_channels=len(plan.channels),
+        in_channels=plan.num_inputs,
         out_channels=plan.num_outputs,
         channels=plan.features(width),
         strides=plan.strides[1:],
@@ -71,7 +71,7 @@ def attention_unet(plan: Plan, width: int) -> nn.Module:
 def unet_plus_plus(plan: Plan, width: int) -> nn.Module:
     return DeeplySupervisedUNetPlusPlus(
         spatial_dims=plan.dims,
-        in_channels=len(plan.channels),
+        in_channels=plan.num_inputs,
         out_channels=plan.num_outputs,
         features=(width, 2 * width, 4 * width, 8 * width, 16 * width, width),
         deep_supervision=True,
@@ -82,7 +82,7 @@ def unet_plus_plus(plan: Plan, width: int) -> nn.Module:
 def segresnet(plan: Plan, width: int) -> nn.Module:
     return SegResNet(
         spatial_dims=plan.dims,
-        in_channels=len(plan.channels),
+        in_channels=plan.num_inputs,
         out_channels=plan.num_outputs,
         init_filters=width,
         dropout_prob=plan.dropout or None,
@@ -93,7 +93,7 @@ def segresnet(plan: Plan, width: int) -> nn.Module:
 def swin_unetr(plan: Plan, width: int) -> nn.Module:
     return SwinUNETR(
         spatial_dims=plan.dims,
-        in_channels=len(plan.channels),
+        in_channels=plan.num_inputs,
         out_channels=plan.num_outputs,
         feature_size=FEATURES_PER_HEAD * max(1, round(width / 8)),  # 48 at 32, as in the paper
         drop_rate=plan.dropout,
@@ -103,7 +103,7 @@ def swin_unetr(plan: Plan, width: int) -> nn.Module:
 def unetr(plan: Plan, width: int) -> nn.Module:
     network = UNETR(
         spatial_dims=plan.dims,
-        in_channels=len(plan.channels),
+        in_channels=plan.num_inputs,
         out_channels=plan.num_outputs,
         img_size=plan.patch_size,
         feature_size=width // 2,
