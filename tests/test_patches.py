@@ -45,6 +45,13 @@ def test_foreground_patches_take_labels_evenly_and_lie_at_random_offsets():
     assert len({start for start in starts if start not in with_rare}) > 50
 
 
+def test_the_classes_of_a_case_are_told_apart_once(monkeypatch):
+    source, random = make_source(), np.random.default_rng(0)
+    assert [len(voxels) for voxels in source.foreground] == [(source.classes == index).sum() for index in (1, 2)]
+    monkeypatch.setattr(np, "unique", None)
+    draw_start(source, (4, 8, 8), True, random)
+
+
 def test_the_share_of_foreground_holds_for_the_whole_batch_however_many_processes_draw_it():
     assert [foreground_patches(size, 0.5) for size in (1, 2, 7)] == [1, 1, 4]
     assert foreground_patches(5, 0.0) == 0

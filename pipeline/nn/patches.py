@@ -6,6 +6,7 @@ The cohort lies on the device if it fits there, else in memory, else on the disk
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,12 @@ class PatchSource:
     classes: torch.Tensor
     locations: NDArray[np.int32]
     is_mapped: bool = False
+
+    @cached_property
+    def foreground(self) -> list[NDArray[np.int32]]:
+        """(N, 3) voxels of each class that has any: the locations, told apart once and not for every patch."""
+        found = self.locations[:, 0]
+        return [self.locations[found == label, 1:] for label in np.unique(found)]
 
 
 def open_sources(
@@ -93,9 +100,8 @@ def draw_start(
     edges = (1,) * (len(shape) - len(patch_size)) + tuple(patch_size)
     low = np.zeros(len(shape), int)
     high = np.maximum(np.array(shape) - edges, 0)
-    if is_foreground and len(source.locations):
-        label = random.choice(np.unique(source.locations[:, 0]))
-        voxels = source.locations[source.locations[:, 0] == label, 1:]
+    if is_foreground and source.foreground:
+        voxels = source.foreground[random.integers(len(source.foreground))]
         voxel = voxels[random.integers(len(voxels))]
         low = np.clip(voxel - edges + 1, low, high)
         high = np.clip(voxel, low, high)
