@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from pipeline.config import SCHEMA
 from pipeline.errors import PlanError
 from pipeline.topology import BASE_FEATURES, SMALLEST_EDGE, Topology
 
@@ -97,7 +96,6 @@ ENCODERS = (
     *(f"efficientnet-b{size}" for size in range(9)),
     "efficientnet-l2",
 )
-ONLY_FOR = {"padded": "classic_unet", "encoder": "backbone_unet", "preset": "residual_unet"}
 MOST_CLASSIC_STAGES = {2: 5, 3: 4}  # of the papers: Ronneberger et al. 2015, Çiçek et al. 2016 (arXiv:1606.06650)
 
 
@@ -169,9 +167,6 @@ def _refuse_what_does_not_apply(configuration: str, wanted: Mapping[str, Any]) -
         near = difflib.get_close_matches(wanted["encoder"], ENCODERS, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known encoders: {', '.join(ENCODERS)}."
         raise PlanError(f"{configuration}: encoder is {wanted['encoder']!r}. {hint}")
-    for key, owner in ONLY_FOR.items():
-        if name != owner and wanted[key] != SCHEMA["$defs"]["configuration"]["properties"][key]["default"]:
-            raise PlanError(f"{configuration}: `{key}` is for {owner} only, yet `network` is {name}. Remove it.")
     if "stages" in wanted and architecture.num_stages:
         raise PlanError(
             f"{configuration}: `stages` is {wanted['stages']}, yet {name} always has {architecture.num_stages}. Remove it."

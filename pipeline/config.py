@@ -21,6 +21,7 @@ LOW_RESOLUTION = "3d_lowres"  # planned by a rule of its own, and left out where
 CASCADE = "3d_cascade_fullres"
 PREVIOUS = {CASCADE: LOW_RESOLUTION}  # configurations that refine the masks of another one
 DEFAULT_DIMS = {"2d": 2, "3d_fullres": 3, LOW_RESOLUTION: 3, CASCADE: 3}
+ONLY_FOR = {"padded": "classic_unet", "encoder": "backbone_unet", "preset": "residual_unet"}  # network of a setting
 BUDGETS = ("minutes", "epochs", "iterations")
 DEFAULT_BUDGET = {"minutes": 60}
 OVERLAP_LOSSES = ("dice", "focal", "dice_focal", "tversky", "generalized_dice")
@@ -128,8 +129,15 @@ def _complete_configurations(configurations: dict[str, dict[str, Any]]) -> None:
                 f"config: configurations.{name} needs `dims: 2` or `dims: 3`; "
                 f"only {', '.join(DEFAULT_DIMS)} are known without it."
             )
+        given = list(configuration)
         configuration.setdefault("dims", DEFAULT_DIMS.get(name))
         _fill_defaults(configuration, SCHEMA["$defs"]["configuration"])
+        for key, owner in ONLY_FOR.items():
+            if key in given and configuration["network"] != owner:
+                raise ConfigError(
+                    f"config: configurations.{name}.{key} is {configuration[key]!r}, yet only {owner} takes it and the "
+                    f"network is {configuration['network']}. Remove it."
+                )
         if "patch_size" in configuration and len(configuration["patch_size"]) != configuration["dims"]:
             raise ConfigError(
                 f"config: configurations.{name}.patch_size is {configuration['patch_size']}: "

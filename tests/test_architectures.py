@@ -85,9 +85,6 @@ def test_a_patch_that_is_mostly_surroundings_or_ends_in_one_voxel_is_refused(net
     [
         ({"network": "backbone_unet", "encoder": "resnet19"}, "mine: encoder is 'resnet19'. Did you mean 'resnet18'?"),
         ({"network": "backbone_unet", "encoder": "vgg"}, "encoder is 'vgg'. Known encoders: resnet10, "),
-        ({"network": "unet", "padded": True}, "mine: `padded` is for classic_unet only, yet `network` is unet"),
-        ({"network": "unet", "encoder": "resnet50"}, "`encoder` is for backbone_unet only, yet `network` is unet"),
-        ({"network": "unet", "preset": "L"}, "`preset` is for residual_unet only, yet `network` is unet. Remove it."),
         ({"network": "unetr", "stages": 4}, "mine: `stages` is 4, yet unetr always has 5"),
         ({"network": "backbone_unet", "features": 16}, "`features` is 16, yet backbone_unet is as wide as its encoder"),
     ],

@@ -97,6 +97,15 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ),
         ({"predict": {"mirror": True}}, "predict.mirror is true, yet train.mirror names no axis. Name axes there"),
         ({"configurations": {"2d": {"network": "unett"}}}, "is not one of ['unet'"),
+        (
+            {"configurations": {"2d": {"encoder": "resnet18"}}},
+            "configurations.2d.encoder is 'resnet18', yet only backbone_unet takes it and the network is unet. Remove it.",
+        ),
+        (
+            {"configurations": {"2d": {"network": "fcn", "preset": "M"}}},
+            "2d.preset is 'M', yet only residual_unet takes it",
+        ),
+        ({"configurations": {"2d": {"padded": False}}}, "2d.padded is False, yet only classic_unet takes it"),
     ],
 )
 def test_a_wrong_key_or_value_is_one_line_that_names_it(change, message):
