@@ -2,6 +2,7 @@
 
 import torch
 
+from pipeline.nn import losses, outputs
 from pipeline.nn.outputs import count_voxels, found_masks, masks_of
 from tests.test_preprocess import make_plan
 
@@ -16,6 +17,18 @@ def test_every_label_has_a_mask_and_ignored_voxels_are_in_none():
 
 def test_regions_overlap_where_they_share_a_label():
     assert masks_of(REFERENCE, REGIONS)[0].int().tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
+
+
+def test_what_small_tensors_say_is_copied_to_a_device_once(monkeypatch):
+    """A GPU is waited for at each copy."""
+    made = []
+    monkeypatch.setattr(outputs, "class_table", lambda *plan: made.append(plan) or torch.zeros(5, 2, dtype=torch.bool))
+    plan = make_plan(labels=(0, 2, 5, 6), regions=((2, 5), (6,)))
+    for _ in range(3):
+        masks_of(REFERENCE, plan)
+    assert len(made) == 1
+    weights_on = losses._copied_once(torch.ones(2))
+    assert weights_on(torch.device("meta")) is weights_on(torch.device("meta"))
 
 
 def test_the_likeliest_label_is_found_and_every_region_above_one_half():

@@ -5,7 +5,7 @@ ignore label, whose class index is the one after the last label's, count for not
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -96,15 +96,16 @@ def _overlap(name: str, weights: Tensor | None, plan: Plan) -> Measure:
     """
     first = 1 if plan.has_background and name != "generalized_dice" else 0
     one_minus_overlap = OVERLAPS[name](batch=plan.is_batch_dice, reduction="none")
+    weights_on = None if weights is None else _copied_once(weights[first:])
 
     def measure(logits: Tensor, reference: Tensor) -> Tensor:
         probabilities, masks = activate(logits, plan)[:, first:], masks_of(reference, plan)[:, first:]
         if plan.ignore_label is not None:
             probabilities = probabilities * is_counted(reference, plan)
         values = one_minus_overlap(probabilities, masks.to(probabilities.dtype))
-        if weights is None:
+        if weights_on is None:
             return torch.mean(values)
-        return _weighted_mean(values.reshape(-1, plan.num_outputs - first), weights[first:].to(values.device))
+        return _weighted_mean(values.reshape(-1, plan.num_outputs - first), weights_on(values.device))
 
     return measure
 
@@ -113,16 +114,21 @@ def _voxelwise(name: str, weights: Tensor | None, plan: Plan) -> Measure:
     """The weighted mean over voxels, each of which counts by its label, or in each region by the region's weight."""
     by_voxel = VOXELWISE[name]
     is_weighted = weights is not None or plan.ignore_label is not None
-    by_output = torch.ones(plan.num_outputs) if weights is None else weights
+    weights_on = _copied_once(torch.ones(plan.num_outputs) if weights is None else weights)
 
     def measure(logits: Tensor, reference: Tensor) -> Tensor:
         values = by_voxel(logits, reference, plan)
-        counts = _voxel_weights(reference, by_output.to(logits.device), plan).expand_as(values) if is_weighted else None
+        counts = _voxel_weights(reference, weights_on(logits.device), plan).expand_as(values) if is_weighted else None
         if name == "topk_ce":
             values, counts = _hardest(values, counts)
         return values.mean() if counts is None else _weighted_mean(values, counts)
 
     return measure
+
+
+def _copied_once(weights: Tensor) -> Callable[[torch.device], Tensor]:
+    """The weights on a device, where a copy in every step would make a GPU wait."""
+    return lru_cache(lambda device: weights.to(device))
 
 
 def _cross_entropy(logits: Tensor, reference: Tensor, plan: Plan) -> Tensor:

@@ -3,6 +3,8 @@
 Class indices are places in the plan's labels; the index of the ignore label is the one after the last. Knows no loss.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ def is_counted(reference: Tensor, plan: Plan) -> Tensor:
 def masks_of(reference: Tensor, plan: Plan) -> Tensor:
     """(B, 1, …) class indices to (B, L, …) bool: one mask for each output. Voxels of the ignore label are in none."""
     if plan.regions:
-        table = class_table(plan.labels, plan.regions).to(reference.device)
+        table = _table_on(reference.device, plan.labels, plan.regions)
         return table[reference[:, 0].long()].movedim(-1, 1)
     indices = torch.arange(len(plan.labels), dtype=reference.dtype, device=reference.device)
     return reference == indices.view(-1, *(1,) * (reference.ndim - 2))
@@ -31,6 +33,12 @@ def class_table(labels: tuple[int, ...], regions: tuple[tuple[int, ...], ...]) -
     """(labels + 1, L) bool: which outputs each class index belongs to; the ignore label's belongs to none."""
     groups = regions or [(label,) for label in labels]
     return torch.tensor([[value in group for group in groups] for value in (*labels, None)])
+
+
+@lru_cache(maxsize=8)
+def _table_on(device: torch.device, labels: tuple[int, ...], regions: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Copied once, for a GPU is waited for while it gets a small tensor."""
+    return class_table(labels, regions).to(device)
 
 
 def activate(outputs: Tensor, plan: Plan) -> Tensor:
