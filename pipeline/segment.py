@@ -63,7 +63,10 @@ def main(
     chosen = records.read_json(files.choice)["for_new_scans"]
     paths = {name: {fold: files.model(name, fold) for fold in folds.split(",")} for name in with_previous(chosen)}
     ensembles = {
-        name: ([load_model(path, processor.where) for path in own.values()], read_setting(files.inference(name)))
+        name: (
+            [load_model(path, processor.where) for path in own.values()],
+            read_setting(files.inference(name)).for_scans(len(cases)),
+        )
         for name, own in paths.items()
     }
     models_used = {name: {fold: records.sha256(path) for fold, path in own.items()} for name, own in paths.items()}
