@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -125,6 +126,7 @@ def test_settings_that_cut_every_scan_alike_are_tried_once():
     assert rows[0].score == rows[1].score
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
 def test_a_compiled_network_predicts_the_same_and_is_used_where_the_scans_pay_for_it():
     assert Setting(1, 0.5, False, compile_s=20, saved_s=3).for_scans(7).compile_s == 20
     assert Setting(1, 0.5, False, compile_s=20, saved_s=3).for_scans(6).compile_s is None

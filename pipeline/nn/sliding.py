@@ -100,7 +100,7 @@ def _caller(model: Model, device: Device, window: Window) -> Callable[[Sequence[
     form = planned_form(model.plan, model.width, device)
     prepared = form.prepare(model.network)
     if window.is_compiled:  # with the weights as constants, laid out as the processor wants them
-        options = {"freezing": device.where.type == "cpu"}
+        options: dict[str, str | int | bool | Callable[..., object]] = {"freezing": device.where.type == "cpu"}
         prepared = cast(nn.Module, torch.compile(prepared, dynamic=False, options=options))
 
     def compute(batch: torch.Tensor) -> torch.Tensor:
