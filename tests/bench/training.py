@@ -36,21 +36,22 @@ def main(
     rounds: int = 2,
     threads: int = os.cpu_count() or 1,
     network_only: bool = False,
+    compiled: bool = False,
 ) -> None:
-    """Two `rounds` of `steps` timed steps for each system, after two to warm up."""
+    """Two `rounds` of `steps` timed steps for each system, after two to warm up; `compiled`: ours, whatever it chooses."""
     setting = f"batch {batch_size}, patch {'x'.join(map(str, PATCH))}, {machine(threads)}, torch {torch.__version__}"
     if not network_only:
-        rows = compare(Path(cohort), Path(folder), batch_size, steps, rounds, threads)
+        rows = compare(Path(cohort), Path(folder), batch_size, steps, rounds, threads, compiled)
         record([("training", system, figure, f"{note}; {setting}") for system, figure, note in rows])
     torch.set_num_threads(threads)
     record([("bare network", name, figure, setting) for name, figure in time_network(batch_size, max(3, steps // 2))])
 
 
 def compare(
-    cohort: Path, folder: Path, batch_size: int, steps: int, rounds: int, threads: int
+    cohort: Path, folder: Path, batch_size: int, steps: int, rounds: int, threads: int, is_compiled: bool
 ) -> list[tuple[str, str, str]]:
     """System, figure and note of each row."""
-    peer, ours = prepare(cohort, folder, threads), prepare_ours(cohort, folder, batch_size, threads)
+    peer, ours = prepare(cohort, folder, threads), prepare_ours(cohort, folder, batch_size, threads, is_compiled)
     trial = {count: peer_steps(peer, batch_size, max(3, steps // 2), count)["seconds"] for count in WORKERS}
     best = min(WORKERS, key=lambda count: median(trial[count]))
     tried = ", ".join(f"{count}: {median(seconds) / batch_size:.3f} s" for count, seconds in trial.items())
@@ -84,12 +85,13 @@ def compare(
     return rows
 
 
-def prepare_ours(cohort: Path, folder: Path, batch_size: int, threads: int) -> Ours:
+def prepare_ours(cohort: Path, folder: Path, batch_size: int, threads: int, is_compiled: bool) -> Ours:
     """The cohort, planned with the peer's network and preprocessed by us."""
     configuration = {"features": FEATURES[0], "batch_size": batch_size, "patch_size": list(PATCH)}
     name = f"training_{batch_size}"
     config = {"name": name, "cohort": str(cohort.resolve()), "threads": threads, "folds": NUM_FOLDS}
-    ours = Ours((folder / "ours").resolve(), {**config, "configurations": {CONFIGURATION: configuration}})
+    config |= {"configurations": {CONFIGURATION: configuration}, "train": {"compile": True if is_compiled else "auto"}}
+    ours = Ours((folder / "ours").resolve(), config)
     ours.snakemake(*(ours.files.preprocessed(CONFIGURATION, fold) for fold in range(NUM_FOLDS)), threads=threads)
     return ours
 
