@@ -1,8 +1,8 @@
 """How well training uses one GPU: one script for two machines, the second of which may have no network.
 
 Where the scans are, `python -m tests.bench.gpu --cohort DIR --archive gpu.tar.xz` preprocesses and packs them. Where the
-GPU is, `python -m tests.bench.gpu --archive gpu.tar.xz --seconds 480` plans anew for that device, trains fold 0 and prints
-a table. The second needs torch, numpy, scipy, pyyaml, psutil, tensorboard, tqdm, typer, and as small wheels where they are
+GPU is, `python -m tests.bench.gpu --archive gpu.tar.xz --seconds 480` plans anew for that device, trains fold 0, times
+inference and prints a table. The second needs torch, numpy, scipy, pyyaml, psutil, tensorboard, tqdm, typer, and as small wheels where they are
 missing monai, nibabel, jsonschema, jsonschema-specifications, referencing and rpds-py; no SimpleITK or Snakemake.
 """
 
@@ -22,12 +22,14 @@ from typing import Any
 from pipeline import errors, records
 from pipeline.errors import PipelineError
 from pipeline.paths import Results
+from tests.bench.inference_once import EDGE, PATCH
 from tests.bench.ours import CONFIGURATION, ROOT, Ours
 
 FILES = Results("gpu")
 FOLD, NUM_FOLDS = 0, 5
 GOAL = 0.89  # validation DSC
-START_S = 120  # allowed on top of the training for imports, compilation and the model file
+NUM_LABELS = 64  # of the network that is timed in inference
+START_S = 120  # allowed on top of the training for imports, compilation, the model file and inference
 SETTINGS = "settings.json"
 
 
@@ -69,7 +71,7 @@ def measure(archive: Path, seconds: float, device: str, threads: int, memory_gib
     settings = records.read_json(folder / FILES.root / SETTINGS)
     shared = ("--results", FILES.name, "--configuration", CONFIGURATION, "--device", device, "--threads", threads)
     wanted = ("--settings", json.dumps(settings["plan"]), "--memory-gib", memory_gib)
-    stage("plan", *shared, *wanted, folder=folder, limit_s=seconds)
+    run_module("pipeline.plan", *shared, *wanted, folder=folder, limit_s=seconds)
     left_s = seconds - (time.monotonic() - begin) - START_S
     if left_s <= 0:
         raise PipelineError(f"{seconds:g} s given, {seconds - left_s:.0f} s needed before any training. Give more.")
@@ -77,25 +79,35 @@ def measure(archive: Path, seconds: float, device: str, threads: int, memory_gib
     sampler = watch_gpu(folder / "gpu.csv") if device == "cuda" else None
     try:
         more = ("--fold", FOLD, "--seed", 0, "--settings", json.dumps(train))
-        stage("train", *shared, *more, folder=folder, limit_s=left_s + START_S)
+        run_module("pipeline.train", *shared, *more, folder=folder, limit_s=left_s + START_S)
     finally:
         if sampler:
             sampler.terminate()
             sampler.wait()
-    rows = describe(folder)
+    rows = [*describe(folder), time_inference(device, threads, folder)]
     shutil.rmtree(folder)
     return "\n".join(["| measure | figure |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in rows)])
 
 
-def stage(name: str, *options: object, folder: Path, limit_s: float) -> None:
-    """Run a stage by hand; what it prints goes on to the screen."""
-    command = [sys.executable, "-m", f"pipeline.{name}", *map(str, options)]
+def time_inference(device: str, threads: int, folder: Path) -> tuple[str, str]:
+    """A row of the table: a random volume of `inference.py` to its label map."""
+    options = ("--system", "ours", "--labels", NUM_LABELS, "--device", device, "--threads", threads)
+    out = run_module("tests.bench.inference_once", *options, folder=folder, limit_s=START_S)
+    found = json.loads(out.splitlines()[-1])
+    return f"inference, {EDGE}^3, {NUM_LABELS} labels", f"{found['seconds']:.2f} s, patch {PATCH}^3, overlap 0.5"
+
+
+def run_module(name: str, *options: object, folder: Path, limit_s: float) -> str:
+    """Run a stage by hand, or a benchmark; what it prints goes on to the screen and is returned."""
+    command = [sys.executable, "-m", name, *map(str, options)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(command, cwd=folder, env=environment, timeout=limit_s, **streams)
     print(done.stdout, flush=True)
     if done.returncode:
-        raise PipelineError(f"pipeline.{name}: failed with {done.returncode}; see above.")
+        raise PipelineError(f"{name}: failed with {done.returncode}; see above.")
+    out: str = done.stdout
+    return out
 
 
 def watch_gpu(path: Path) -> subprocess.Popen:

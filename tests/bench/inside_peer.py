@@ -1,6 +1,7 @@
 """Runs inside the peer's environment: nnU-Net's trainer, dataloaders and predictor, one JSON object on the last line.
 
-`speed` times its steps, `train` trains it for a time, `predict` segments the held-out cases. Knows nothing of ours.
+`speed` times its steps, `train` trains it for a time, `predict` segments the held-out cases, `infer` takes a random volume
+through a random network. Knows nothing of ours.
 """
 
 import argparse
@@ -8,8 +9,11 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import memory  # beside this script
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2 import paths
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -19,9 +23,9 @@ POLYNOMIAL = 0.9  # nnU-Net's decay of the learning rate
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", choices=["speed", "train", "predict"])
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--configuration", required=True)
+    parser.add_argument("job", choices=["speed", "train", "predict", "infer"])
+    parser.add_argument("--dataset")
+    parser.add_argument("--configuration")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -30,8 +34,16 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--masks", type=Path)
+    parser.add_argument("--edge", type=int, help="of the volume that `infer` takes, in voxels")
+    parser.add_argument("--patch", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--stages", type=int)
+    parser.add_argument("--labels", type=int)
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
+    if wanted.job == "infer":
+        print("\n" + json.dumps(infer(wanted.edge, wanted.patch, wanted.width, wanted.stages, wanted.labels)))
+        return
     trainer = build_trainer(wanted)
     if wanted.job == "speed":
         found = speed(trainer, wanted.steps, wanted.warm_up)
@@ -118,6 +130,37 @@ def predict(trainer: nnUNetTrainer, dataset: str, masks: Path) -> dict[str, obje
         overwrite=False,  # a killed run goes on
     )
     return {"cases": len(cases), "seconds": time.perf_counter() - begin}
+
+
+def infer(edge: int, patch: int, width: int, stages: int, num_labels: int) -> dict[str, object]:
+    """Its predictor, without mirroring, around the network that MONAI's DynUNet is too: the same layers in the same order."""
+    network = PlainConvUNet(
+        input_channels=1,
+        n_stages=stages,
+        features_per_stage=[width * 2**stage for stage in range(stages)],
+        conv_op=torch.nn.Conv3d,
+        kernel_sizes=3,
+        strides=[1] + [2] * (stages - 1),
+        n_conv_per_stage=2,
+        num_classes=num_labels,
+        n_conv_per_stage_decoder=2,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+    )
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.network = network
+    predictor.configuration_manager = SimpleNamespace(patch_size=[patch] * 3)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=num_labels)
+    image = torch.randn(1, edge, edge, edge)
+    base, begin = memory.start(), time.perf_counter()
+    logits = predictor.predict_sliding_window_return_logits(image)
+    at = time.perf_counter()
+    label_map = logits.argmax(0).to(torch.uint8)
+    end = time.perf_counter()
+    assert label_map.shape == image.shape[1:]
+    return {"seconds": end - begin, "without_argmax_s": at - begin, "mib": memory.peak() - base}
 
 
 if __name__ == "__main__":

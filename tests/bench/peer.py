@@ -64,9 +64,7 @@ def main(cohort: str, folder: str = ".bench", threads: int = os.cpu_count() or 1
 
 def prepare(cohort: Path, folder: Path, threads: int) -> Peer:
     """The peer, installed, with the cohort planned and preprocessed and our folds as its splits."""
-    peer = Peer((folder / "peer").resolve(), threads)
-    if not (peer.folder / "environment" / "ready").exists():
-        install(peer)
+    peer = installed(folder, threads)
     description, cases = folds_of(cohort)
     splits = peer.folder / "preprocessed" / DATASET / "splits_final.json"
     if not splits.exists():
@@ -76,6 +74,14 @@ def prepare(cohort: Path, folder: Path, threads: int) -> Peer:
         peer.run(planner, *wanted)
         with records.written_whole(splits) as partial:
             partial.write_text(json.dumps(splits_of(cases), indent=1))
+    return peer
+
+
+def installed(folder: Path, threads: int) -> Peer:
+    """The peer below `folder`, which is installed there if it is not yet."""
+    peer = Peer((folder / "peer").resolve(), threads)
+    if not (peer.folder / "environment" / "ready").exists():
+        install(peer)
     return peer
 
 

@@ -1,0 +1,150 @@
+"""One measurement of inference in a process of its own: a JSON object with seconds and MiB on the last line.
+
+`ours` and `monai` take a random volume through the same random network to the label map on the same grid; `large` takes a
+scan on disk through `segment` to its mask on disk.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import errors
+from pipeline.config import complete
+from pipeline.intensity import describe
+from pipeline.nn.checkpoints import Model, save_model
+from pipeline.nn.device import Device, pick_device
+from pipeline.nn.networks import build_network
+from pipeline.paths import Results
+from pipeline.plan import Plan, Width, plan_configuration
+from pipeline.records import Cohort, write_cohort, write_json
+from tests.bench import memory
+from tests.bench.ours import CONFIGURATION
+
+EDGE, PATCH = 160, 64  # voxels
+WIDTH, STAGES = 16, 4
+LARGE_LABELS, LARGE_SPACING_MM, LARGE_WIDTH, LARGE_STAGES = 118, 1.5, 4, 3
+Measured = dict[str, Any]
+
+
+def main(
+    system: str,
+    labels: int = 3,
+    window: int = PATCH,
+    overlap: float = 0.5,
+    form: str = "",
+    device: str = "cpu",
+    threads: int = os.cpu_count() or 1,
+    scan: str = "",
+) -> None:
+    """`labels`: with background. `form`: empty for what is usually fastest. `scan`: of `large`, in an empty folder."""
+    torch.set_num_threads(threads)
+    processor = pick_device(device)
+    measure: dict[str, Callable[[], Measured]] = {
+        "ours": lambda: ours(make_plan(labels, form=form), window, overlap, processor),
+        "monai": lambda: monai(make_plan(labels), overlap, processor),
+        "large": lambda: large(Path(scan), form, device, threads),
+    }
+    print(json.dumps(measure[system]()))
+
+
+def make_plan(
+    num_labels: int, *, width: int = WIDTH, stages: int = STAGES, spacing_mm: float = 1.0, form: str = ""
+) -> Plan:
+    """A cube of a patch, kernels of 3 and strides of 2; the network computes in `form`."""
+    own = {"features": width, "stages": stages, "patch_size": [PATCH] * 3, "spacing_mm": [spacing_mm] * 3}
+    config = complete({"name": "inference", "cohort": "none", "configurations": {CONFIGURATION: own}})
+    wanted = {**config["configurations"][CONFIGURATION], "normalisation": {}}
+    plan = plan_configuration(make_fingerprint(), make_cohort(num_labels), CONFIGURATION, wanted, memory_gib=8)
+    return replace(plan, widths=(Width(width, 0.0, form, "cpu"),)) if form else plan
+
+
+def make_cohort(num_labels: int) -> Cohort:
+    return Cohort("inference", "none", {value: f"label {value}" for value in range(num_labels)}, {0: "MRI"})
+
+
+def make_fingerprint() -> dict[str, Any]:
+    intensity = asdict(describe(np.empty(0)))
+    case = {"spacing_mm": [1.0] * 3, "shape": [EDGE] * 3, "shape_nonzero": [EDGE] * 3, "orientation": "RAS"}
+    return {
+        "num_cases": 1,
+        "median_fraction_nonzero": 1.0,
+        "target_rms": None,
+        "channels": [{"channel": "MRI", **intensity}],
+        "cases": [{"case": "a", **case, "intensity": [intensity], "volumes_ml": {}}],
+    }
+
+
+def ours(plan: Plan, window: int, overlap: float, device: Device) -> Measured:
+    """Slab by slab, each to its labels as soon as it is there."""
+    from pipeline.nn.sliding import Window, predict_slabs
+
+    torch.manual_seed(0)
+    model = Model(build_network(plan, WIDTH).to(device.where).eval(), plan, WIDTH)
+    image = torch.randn(1, EDGE, EDGE, EDGE).numpy()
+    if device.where.type == "cuda":  # its libraries choose their kernels in the first call
+        for _ in predict_slabs([model], image, device, Window((window,) * 3, overlap)):
+            pass
+    base, begin, argmax_s = memory.start(), time.perf_counter(), 0.0
+    label_map = np.empty(image.shape[1:], np.uint8)
+    start = 0
+    for slab in predict_slabs([model], image, device, Window((window,) * 3, overlap)):
+        at = time.perf_counter()
+        stop = start + slab.shape[1]
+        label_map[start:stop] = torch.from_numpy(slab).argmax(0).numpy()
+        start = stop
+        argmax_s += time.perf_counter() - at
+    assert start == EDGE, start
+    return measured(begin, argmax_s, base)
+
+
+def monai(plan: Plan, overlap: float, device: Device) -> Measured:
+    from monai.inferers import sliding_window_inference
+
+    torch.manual_seed(0)
+    network = build_network(plan, WIDTH).to(device.where).eval()
+    image = torch.randn(1, 1, EDGE, EDGE, EDGE)
+    base, begin = memory.start(), time.perf_counter()
+    with torch.inference_mode():
+        logits = sliding_window_inference(image, (PATCH,) * 3, 1, network, overlap=overlap, mode="gaussian")
+        at = time.perf_counter()
+        label_map = logits[0].argmax(0).to(torch.uint8)
+    assert label_map.shape == image.shape[2:]
+    return measured(begin, time.perf_counter() - at, base)
+
+
+def measured(begin: float, argmax_s: float, base_mib: float) -> Measured:
+    """Seconds in all and without the last step, and MiB above what the process had before."""
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "without_argmax_s": seconds - argmax_s, "mib": memory.peak() - base_mib}
+
+
+def large(scan: Path, form: str, device: str, threads: int) -> Measured:
+    """All that a user of `segment` waits for, and all the memory of the process, imports included."""
+    from pipeline import segment
+
+    os.chdir(scan.parent)
+    files = Results("large")
+    sizes = {"width": LARGE_WIDTH, "stages": LARGE_STAGES, "spacing_mm": LARGE_SPACING_MM}
+    plan = make_plan(LARGE_LABELS, form=form, **sizes)
+    torch.manual_seed(0)
+    save_model(files.model(CONFIGURATION, 0), build_network(plan, LARGE_WIDTH).state_dict(), LARGE_WIDTH, plan)
+    write_cohort(files.cohort, make_cohort(LARGE_LABELS))
+    write_json(files.fingerprint, make_fingerprint())
+    write_json(files.choice, {"for_new_scans": [CONFIGURATION]})
+    settings = {"overlap": 0.5, "mirror": False, "train_mirror": [], "uncertainty": False}
+    begin = time.perf_counter()
+    segment.main("large", str(scan), "0", json.dumps(settings), device=device, threads=threads)
+    seconds = time.perf_counter() - begin
+    assert len(list(files.segment.glob("*.nii.gz"))) == 1
+    return {"seconds": seconds, "mib": memory.peak()}
+
+
+if __name__ == "__main__":
+    errors.run(main)
