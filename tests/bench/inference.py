@@ -62,6 +62,7 @@ def systems(peer: Peer, form: str, threads: int) -> dict[str, Measure]:
 
     return {
         "Segsnake": ours(),
+        "Segsnake, compiled": ours("--compiled"),
         "MONAI sliding_window_inference": lambda labels: once("monai", "--labels", labels, "--threads", threads),
         PACKAGE: lambda labels: infer_inside(peer, labels),
         "Segsnake, overlap 0.25": ours("--overlap", 0.25),

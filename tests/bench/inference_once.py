@@ -42,12 +42,13 @@ def main(
     device: str = "cpu",
     threads: int = os.cpu_count() or 1,
     scan: str = "",
+    compiled: bool = False,
 ) -> None:
     """`labels`: with background. `form`: empty for what is usually fastest. `scan`: of `large`, in an empty folder."""
     torch.set_num_threads(threads)
     processor = pick_device(device)
     measure: dict[str, Callable[[], Measured]] = {
-        "ours": lambda: ours(make_plan(labels, form=form), window, overlap, processor),
+        "ours": lambda: ours(make_plan(labels, form=form), window, overlap, processor, is_compiled=compiled),
         "monai": lambda: monai(make_plan(labels), overlap, processor),
         "large": lambda: large(Path(scan), form, device, threads),
     }
@@ -81,20 +82,22 @@ def make_fingerprint() -> dict[str, Any]:
     }
 
 
-def ours(plan: Plan, window: int, overlap: float, device: Device) -> Measured:
-    """Slab by slab, each to its labels as soon as it is there."""
-    from pipeline.nn.sliding import Window, predict_slabs
+def ours(plan: Plan, size: int, overlap: float, device: Device, *, is_compiled: bool) -> Measured:
+    """Slab by slab, each to its labels as soon as it is there; without what compiling takes."""
+    from pipeline.nn.sliding import predict_slabs
+    from pipeline.windows import Window
 
     torch.manual_seed(0)
     model = Model(build_network(plan, WIDTH).to(device.where).eval(), plan, WIDTH)
     image = torch.randn(1, EDGE, EDGE, EDGE).numpy()
-    if device.where.type == "cuda":  # its libraries choose their kernels in the first call
-        for _ in predict_slabs([model], image, device, Window((window,) * 3, overlap)):
+    window = Window((size,) * 3, overlap, is_compiled=is_compiled)
+    if device.where.type == "cuda" or is_compiled:  # kernels are chosen, or made, in the first call
+        for _ in predict_slabs([model], image[:, :size], device, window):
             pass
     base, begin, argmax_s = memory.start(), time.perf_counter(), 0.0
     label_map = np.empty(image.shape[1:], np.uint8)
     start = 0
-    for slab in predict_slabs([model], image, device, Window((window,) * 3, overlap)):
+    for slab in predict_slabs([model], image, device, window):
         at = time.perf_counter()
         stop = start + slab.shape[1]
         label_map[start:stop] = torch.from_numpy(slab).argmax(0).numpy()
