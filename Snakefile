@@ -24,6 +24,7 @@ resource_scopes:
 wildcard_constraints:
     configuration="[^/]+",
     fold=r"\d+",
+    shard=r"\d+",
 
 
 localrules:
@@ -274,10 +275,12 @@ rule report:
         " --config {params.config:q} 2>&1 | tee {log:q}"
 
 
-rule segment:
-    """Masks for new scans with the trained models: `snakemake segment --config scans=DIR`. Trains nothing."""
+rule segment_shard:
+    """Masks of a share of the new scans; those that are there and still right are kept."""
+    output:
+        files.segment_shard("{shard}"),
     log:
-        files.log("segment"),
+        files.log("segment", "shard_{shard}"),
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -286,11 +289,29 @@ rule segment:
     params:
         results=run.name,
         scans=run.config.get("scans", ""),
-        settings=run.predict_settings,
+        settings=run.segment_settings,
         folds=run.folds,
-        tolerance_mm=run.config["evaluate"]["tolerance_mm"],
+        shards=run.config["segment"]["shards"],
         device=run.config["device"],
+        asked=run.now,
     shell:
         "python -m pipeline.segment --results {params.results:q} --scans {params.scans:q} --folds {params.folds}"
-        " --settings {params.settings:q} --tolerance-mm {params.tolerance_mm} --device {params.device}"
-        " --threads {threads} 2>&1 | tee {log:q}"
+        " --settings {params.settings:q} --shard {wildcards.shard} --shards {params.shards}"
+        " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
+
+
+rule segment:
+    """Masks for new scans with the trained models: `snakemake segment --config scans=DIR`. Trains nothing."""
+    input:
+        run.segment_shards,
+    log:
+        files.log("segment"),
+    conda:
+        "envs/environment.yaml"
+    params:
+        results=run.name,
+        shards=run.config["segment"]["shards"],
+        tolerance_mm=run.config["evaluate"]["tolerance_mm"],
+    shell:
+        "python -m pipeline.segment_tables --results {params.results:q} --shards {params.shards}"
+        " --tolerance-mm {params.tolerance_mm} 2>&1 | tee {log:q}"

@@ -1,6 +1,6 @@
 """Checked cases to `fingerprint.json`: shapes, spacings and foreground intensities of the cohort, all in RAS order.
 
-Describes; decides nothing.
+Of each case also what new scans are compared with. Describes; decides nothing.
 """
 
 from dataclasses import asdict
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
-from pipeline.images import read_labels_ras, read_ras
+from pipeline.images import grid_of, open_image, read_labels_ras, read_ras
 from pipeline.intensity import describe, nonzero_box
+from pipeline.novelty import look_at, volumes_ml
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 
@@ -40,8 +41,7 @@ def fingerprint_case(
     box = nonzero_box(image)
     row: dict[str, Any] = {
         "case": case.case,
-        "spacing_mm": [round(size, 6) for size in grids[0].spacing_mm],
-        "shape": list(grids[0].shape),
+        **asdict(look_at(image, box, grids[0], grid_of(open_image(case.channels[0])).orientation)),
         "shape_nonzero": [part.stop - part.start for part in box],
     }
     samples = np.empty((len(image), 0), np.float32)
@@ -52,7 +52,9 @@ def fingerprint_case(
             float(np.square(target[is_foreground], dtype=np.float64).mean()) if is_foreground.any() else None
         )
     else:
-        is_foreground = np.isin(read_labels_ras(case.label)[0], list(cohort.foreground))
+        labels = read_labels_ras(case.label)[0]
+        row["volumes_ml"] = volumes_ml(labels, grids[0].spacing_mm, cohort)
+        is_foreground = np.isin(labels, list(cohort.foreground))
     if (foreground := image[:, is_foreground]).shape[1]:
         samples = foreground[:, np.random.default_rng(seed).integers(foreground.shape[1], size=num_samples)]
     return row, samples

@@ -4,6 +4,7 @@ A job's settings are JSON text, so that a changed value reruns exactly the stage
 """
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,20 @@ class Run:
         return {"train_mirror": mirror, "memory_gib": self.config["memory_gib"]}
 
     @property
+    def segment_settings(self) -> str:
+        """How new scans are predicted, and whether that is mapped for uncertainty."""
+        return to_json({**self._predict_settings, "uncertainty": self.config["segment"]["uncertainty"]})
+
+    @property
+    def now(self) -> str:
+        """Never the same twice: a job that keeps finished work by itself is asked in every run, and knows of new scans."""
+        return str(time.time_ns())
+
+    @property
+    def segment_shards(self) -> list[Path]:
+        return [self.files.segment_shard(shard) for shard in range(self.config["segment"]["shards"])]
+
+    @property
     def launch_training(self) -> str:
         """One process, or as many as there are GPUs to train with together."""
         gpus = self.config["train"]["gpus"]
@@ -71,8 +86,8 @@ class Run:
 
     @property
     def provenance(self) -> str:
-        """The whole configuration, for the record; without `scans`, which the report does not describe."""
-        return to_json({key: value for key, value in self.config.items() if key != "scans"})
+        """The whole configuration, for the record; without what is for new scans, which the report does not describe."""
+        return to_json({key: value for key, value in self.config.items() if key not in ("scans", "segment")})
 
     # input and params functions of rules: they get the wildcards of a job
 
@@ -96,7 +111,7 @@ class Run:
 
     def predict_memory(self, wildcards: Any, input: Any) -> int:
         """MiB of the largest case, which is known once `inference` has chosen: Snakemake asks again then."""
-        return int(records.read_json(Path(input.inference))["mem_mb"])
+        return int(records.read_json(Path(str(input.inference)))["mem_mb"])
 
     def first_trained(self, wildcards: Any) -> list[Path]:
         """The fold whose held-out cases decide how scans are cut."""

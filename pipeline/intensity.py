@@ -17,7 +17,7 @@ SMALLEST_STD = 1e-8
 
 @dataclass(frozen=True)
 class ForegroundIntensity:
-    """Intensities of one channel inside the labelled voxels of the whole cohort, in the scan's units (HU in CT)."""
+    """Intensities of one channel, in the scan's units (HU in CT): in a plan, inside the labelled voxels of all cases."""
 
     mean: float
     median: float

@@ -112,8 +112,27 @@ class Results:
         return self.segment / f"{case}.nii.gz"
 
     def segment_record(self, case: str) -> Path:
-        """What the mask of a new scan was made of."""
+        """What the mask of a new scan was made of and what was found, or why there is none."""
         return self.segment / f"{case}.json"
+
+    def segment_shard(self, shard: int | str) -> Path:
+        """The cases that one job of `segment` went through."""
+        return self.segment / "shards" / f"{shard}.tsv"
+
+    def converted(self, case: str) -> Path:
+        """A DICOM series as one file."""
+        return self.segment / "converted" / f"{case}.nii.gz"
+
+    def uncertainty(self, case: str, kind: str) -> Path:
+        return self.segment / "uncertainty" / f"{case}_{kind}.nii.gz"
+
+    @property
+    def segment_cases(self) -> Path:
+        return self.segment / "cases.tsv"
+
+    @property
+    def segment_labels(self) -> Path:
+        return self.segment / "labels.tsv"
 
     @property
     def segment_problems(self) -> Path:

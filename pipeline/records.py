@@ -158,13 +158,20 @@ def cells(row: Mapping[str, object]) -> dict[str, object]:
     return {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
 
 
+def aligned(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """Lines of a table to be printed, under its column names; `None` becomes an empty cell."""
+    table = [[*columns], *(["" if row[column] is None else str(row[column]) for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as handle:
         return list(csv.DictReader(handle, delimiter="\t"))
 
 
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
-    num_channels = max(len(case.channels) for case in cases)
+    num_channels = max((len(case.channels) for case in cases), default=0)
     columns = ["case", "subject", "fold", "label", *(f"image_{index}" for index in range(num_channels))]
     write_table(path, columns, (_case_row(case) for case in cases))
 

@@ -1,44 +1,75 @@
-"""New scans and the trained models to masks, and to measures where the folder holds labels. Trains nothing.
+"""New scans and the trained models to masks, and what is unusual about them. Trains nothing.
 
-Scans are NIfTI files in a folder (itself, `imagesTs`, `imagesTr` or `images`) or a single file; `case_0000`, `case_0001`, …
-are the channels of one case. Labels lie beside them in `labelsTs`, `labelsTr` or `labels`. Every file is checked as the
-cohort's are. A mask stays as long as the scan, the models and the settings that it was made of do.
+One job may take a share of the scans. Every file is checked as the cohort's are; a scan that is refused, or fails, is put on
+record, and the others go on. A mask stays as long as the scan, the models and the settings that it was made of do.
 """
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from pipeline import errors, evaluate, records
+from pipeline import dicom, errors, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
-from pipeline.check.problem import COLUMNS
+from pipeline.check.problem import Problem
 from pipeline.config import PREVIOUS
-from pipeline.errors import CohortError, TrainingError
-from pipeline.images import Spacing, Volume
+from pipeline.errors import CohortError, ImageError, PipelineError, TrainingError
+from pipeline.images import Segmentation, Spacing, Volume, grid_of, open_image, ras_grid, write_mask, write_volume
 from pipeline.inference import read_setting
+from pipeline.intensity import nonzero_box
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.device import Device, pick_device
+from pipeline.novelty import Seen, look_at, seen_in_training, unusual, unusual_volumes, volumes_ml
 from pipeline.paths import Results
-from pipeline.predict import predict_case, write_prediction
+from pipeline.plan import Plan
+from pipeline.predict import predict_case
 from pipeline.preprocess import prepare, read_channels
 from pipeline.records import Case, Cohort
-from pipeline.restore import Prediction, restore_labels
+from pipeline.restore import Prediction, restore_labels, restore_values
+from pipeline.scans import Scan, find_scans
+from pipeline.segment_tables import FoundLabel, Outcome, read_outcome, write_outcome
+from pipeline.uncertainty import Watch
 from pipeline.windows import Setting, window_of
 
-NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
-CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
-IMAGE_FOLDERS = ("imagesTs", "imagesTr", "images", ".")
-LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
+MAPS = ("entropy", "disagreement")
+LOW_EXPECTED_DSC = 0.7  # below, two masks are not said to agree well; Zijdenbos et al. 1994
 
-Ensemble = tuple[list[Model], Setting]  # the folds of a configuration, and how they cut a scan
+
+@dataclass(frozen=True)
+class Trained:
+    """What scans are segmented with, and what they are compared with; `made_of` identifies the former.
+
+    Of each configuration the networks of its folds and how they cut a scan; those that are `chosen` are averaged, others are
+    there because one of these refines their masks.
+    """
+
+    chosen: list[str]
+    ensembles: dict[str, tuple[list[Model], Setting]]
+    made_of: dict[str, str]
+    cohort: Cohort
+    seen: list[Seen]
+    volumes_ml: list[dict[str, float]]
+    device: Device
+    settings: dict[str, Any]
+
+    @property
+    def plan(self) -> Plan:
+        """Of the first configuration; labels, channels and task are those of all."""
+        return self.ensembles[self.chosen[0]][0][0].plan
+
+    @property
+    def maps(self) -> list[str]:
+        """Kinds of maps of uncertainty that are wanted and that there can be."""
+        has_folds = any(len(self.ensembles[name][0]) > 1 for name in self.chosen)
+        is_possible = (self.plan.task == "segmentation", has_folds)
+        return list(compress(MAPS, is_possible)) if self.settings["uncertainty"] else []
 
 
 def main(
@@ -46,7 +77,8 @@ def main(
     scans: str,
     folds: str,
     settings: str,
-    tolerance_mm: float,
+    shard: int = 0,
+    shards: int = 1,
     device: str = "auto",
     threads: int = 1,
 ) -> None:
@@ -56,36 +88,33 @@ def main(
         raise CohortError("segment: no scans given. Say where they are: `snakemake segment --config scans=DIR`.")
     if not files.choice.exists():
         raise TrainingError(f"{files.choice}: not there, so nothing is trained yet. Run `snakemake --cores 8` first.")
-    processor, wanted = pick_device(device), json.loads(settings)
-    cohort = records.read_cohort(files.cohort)
-    cases = find_scans(Path(scans), len(cohort.channels))
-    digests = check_scans(cases, cohort, files)
-    chosen = records.read_json(files.choice)["for_new_scans"]
-    paths = {name: {fold: files.model(name, fold) for fold in folds.split(",")} for name in with_previous(chosen)}
-    ensembles = {
-        name: (
-            [load_model(path, processor.where) for path in own.values()],
-            read_setting(files.inference(name)).for_scans(len(cases)),
-        )
-        for name, own in paths.items()
-    }
-    models_used = {name: {fold: records.sha256(path) for fold, path in own.items()} for name, own in paths.items()}
-    num_made = 0
-    for case in tqdm(cases, desc="segment", mininterval=5):
-        mask, record = files.segmented(case.case), files.segment_record(case.case)
-        cut = [asdict(setting) for _, setting in ensembles.values()]
-        made_of = {"scan": digests[case.case], "models": models_used, "settings": wanted, "inference": cut}
-        if mask.exists() and record.exists() and records.read_json(record) == made_of:
-            continue
-        record.unlink(missing_ok=True)  # a kill after the new mask must not leave the record of the old one
-        segment_case(case, mask, chosen, ensembles, processor, wanted)
-        records.write_json(record, made_of)
-        num_made += 1
-    print(f"{len(cases)} masks in {files.segment}, {num_made} of them new")
-    if labelled := [case for case in cases if case.label]:
-        scores = [score for case in labelled for score in score_scan(case, files, cohort, tolerance_mm)]
-        evaluate.write_tables(files.segment / "metrics.tsv", files.segment / "summary.tsv", scores)
-        print(f"{len(labelled)} of them scored against their labels in {files.segment / 'metrics.tsv'}")
+    trained = load_trained(files, folds.split(","), pick_device(device), json.loads(settings))
+    found = find_scans(Path(scans), len(trained.cohort.channels), files.converted)[shard::shards]
+    num_new = sum(segment_scan(scan, trained, files) for scan in tqdm(found, desc="segment", mininterval=5))
+    records.write_cases(files.segment_shard(shard), [scan.case for scan in found])
+    print(f"segment: {len(found)} scans, {num_new} masks in {files.segment} are new")
+
+
+def load_trained(files: Results, folds: Sequence[str], device: Device, settings: dict[str, Any]) -> Trained:
+    chosen: list[str] = records.read_json(files.choice)["for_new_scans"]
+    ensembles, made_of = {}, {"chosen": " ".join(chosen), "settings": json.dumps(settings, sort_keys=True)}
+    for name in with_previous(chosen):
+        setting = read_setting(files.inference(name))
+        paths = {fold: files.model(name, fold) for fold in folds}
+        ensembles[name] = ([load_model(path, device.where) for path in paths.values()], setting)
+        made_of |= {name: json.dumps(asdict(setting))}
+        made_of |= {f"{name}/fold_{fold}": records.sha256(path) for fold, path in paths.items()}
+    fingerprint = records.read_json(files.fingerprint)
+    return Trained(
+        chosen=chosen,
+        ensembles=ensembles,
+        made_of=made_of,
+        cohort=records.read_cohort(files.cohort),
+        seen=seen_in_training(fingerprint),
+        volumes_ml=[case.get("volumes_ml", {}) for case in fingerprint["cases"]],
+        device=device,
+        settings=settings,
+    )
 
 
 def with_previous(chosen: Sequence[str]) -> list[str]:
@@ -93,120 +122,128 @@ def with_previous(chosen: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*chosen, *(PREVIOUS[name] for name in chosen if name in PREVIOUS)]))
 
 
-def segment_case(
-    case: Case,
-    mask: Path,
-    chosen: Sequence[str],
-    ensembles: Mapping[str, Ensemble],
-    device: Device,
-    settings: dict[str, Any],
-) -> None:
-    """Write the mean of what the chosen configurations predict, each of them the mean of its folds."""
+def segment_scan(scan: Scan, trained: Trained, files: Results) -> bool:
+    """Put on record what becomes of one scan; True if its mask was made, False if it was kept or there can be none."""
+    case, begin, problems = scan.case, time.monotonic(), list[Problem]()
+    record = files.segment_record(case.case)
+    wanted = [files.segmented(case.case), *(files.uncertainty(case.case, kind) for kind in trained.maps)]
+    try:
+        made_of = {**check_scan(scan, trained.cohort, problems), **trained.made_of}
+        known = read_outcome(record)
+        if known and known.made_of == made_of and all(path.exists() for path in wanted):
+            write_outcome(record, replace(known, problems=tuple(problems)))  # those of its label may be new
+            return False
+        forget(case, files)
+        flags, labels = segment_case(case, trained, files)
+        outcome = Outcome(status="done", made_of=made_of, flags=tuple(flags), labels=tuple(labels))
+    except (PipelineError, MemoryError, torch.OutOfMemoryError) as error:
+        forget(case, files)
+        outcome = Outcome(status="failed", reason=" ".join(str(error).split()) or type(error).__name__)
+        tqdm.write(f"{case.case}: no mask. {outcome.reason}")
+    seconds = round(time.monotonic() - begin, 2)
+    write_outcome(record, replace(outcome, problems=tuple(problems), seconds=seconds))
+    return outcome.status == "done"
+
+
+def forget(case: Case, files: Results) -> None:
+    """Remove what was made of another scan of this name, or by other models; the record first, in case of a kill."""
+    maps = (files.uncertainty(case.case, kind) for kind in MAPS)
+    for path in (files.segment_record(case.case), files.segmented(case.case), *maps):
+        path.unlink(missing_ok=True)
+
+
+def check_scan(scan: Scan, cohort: Cohort, problems: list[Problem]) -> dict[str, str]:
+    """The sha256 of each channel, by its role. What is wrong with any file is added to `problems`; a label may be missing.
+
+    Raises:
+        PipelineError: a channel that no mask can be made of.
+    """
+    case = scan.case
+    if scan.refused:
+        raise CohortError(scan.refused)
+    if scan.series:
+        mended = dicom.convert(scan.series, case.channels[0])
+        problems += [replace(problem, case=case.case, file=str(scan.series[0].parent)) for problem in mended]
+    report = check_case(case, cohort.declared)
+    problems += [problem for problem in report.problems if problem.rule != LABEL_MISSING]
+    refused = [one for one in problems if one.severity == "refuse" and one.file != str(case.label)]
+    if refused:
+        first = refused[0]
+        raise ImageError(f"{first.file}: {first.found}, {first.expected} expected. {first.do}")
+    return {str(row["role"]): str(row["sha256"]) for row in report.rows if row["role"] != LABEL}
+
+
+def segment_case(case: Case, trained: Trained, files: Results) -> tuple[list[str], list[FoundLabel]]:
+    """Write the mean of what the configurations predict, each of them the mean of its folds, and maps if wanted.
+
+    Returns:
+        What is unusual, in words, and the labels or regions of the mask.
+    """
     channels, spacing_mm = read_channels(case)
-    predict = partial(predict_scan, ensembles=ensembles, device=device, settings=settings, case=case.case)
-    predictions = [predict(name, channels, spacing_mm) for name in chosen]
+    plan, stored = trained.plan, grid_of(open_image(case.channels[0]))
+    seen = look_at(channels, nonzero_box(channels), ras_grid(stored), stored.orientation)
+    each = [predict_scan(name, channels, spacing_mm, trained, case.case, trained.maps) for name in trained.chosen]
+    predictions, watches = [list(one) for one in zip(*each, strict=True)]
     del channels  # the networks need the room
-    write_prediction(mask, predictions, ensembles[chosen[0]][0][0].plan, case.channels[0])
+    flags = unusual(seen, trained.seen, plan.channels, plan.normalisation)
+    found: list[FoundLabel] = []
+    if plan.task == "regression":
+        write_volume(files.segmented(case.case), restore_values(predictions), case.channels[0])
+    else:
+        labels = restore_labels(predictions, plan)
+        write_mask(files.segmented(case.case), labels, case.channels[0])
+        found = found_labels(labels, spacing_mm, watches, trained.cohort, plan)
+        flags += unusual_volumes({one.name: one.volume_ml for one in found}, trained.volumes_ml)
+        flags += [
+            f"expected DSC of {one.name} {one.expected_dsc:.2f}, {LOW_EXPECTED_DSC} or more in a good mask"
+            for one in found
+            if one.expected_dsc is not None and one.expected_dsc < LOW_EXPECTED_DSC
+        ]
+    for kind in trained.maps:
+        maps = [
+            replace(prediction, slabs=watch.maps[kind])
+            for prediction, watch in zip(predictions, watches, strict=True)
+            if watch.maps[kind]
+        ]
+        write_volume(files.uncertainty(case.case, kind), restore_values(maps), case.channels[0])
+    return flags, found
 
 
 def predict_scan(
-    name: str,
-    channels: Volume,
-    spacing_mm: Spacing,
-    *,
-    ensembles: Mapping[str, Ensemble],
-    device: Device,
-    settings: dict[str, Any],
-    case: str,
-) -> Prediction:
-    """What one configuration makes of a scan; a cascade has the mask before it predicted first."""
-    models, setting = ensembles[name]
+    name: str, channels: Volume, spacing_mm: Spacing, trained: Trained, case: str, maps: Sequence[str]
+) -> tuple[Prediction, Watch]:
+    """What one configuration will make of a scan, and what then is known of it; a cascade has the mask before it made first."""
+    models, setting = trained.ensembles[name]
     plan, previous = models[0].plan, None
-    predict = partial(predict_scan, ensembles=ensembles, device=device, settings=settings, case=case)
     if plan.previous:
-        previous = restore_labels([predict(plan.previous, channels, spacing_mm)], plan)
+        before, _ = predict_scan(plan.previous, channels, spacing_mm, trained, case, maps=())
+        previous = restore_labels([before], plan)
     prepared = prepare(channels, spacing_mm, plan, previous=previous)
-    mirrors = find_mirrors(plan, settings["train_mirror"])
+    image, placement = prepared.image, prepared.placement
+    mirrors = find_mirrors(plan, trained.settings["train_mirror"])
     width = max(model.width for model in models)
-    window = window_of(setting, plan, width, prepared.image.shape[1:], mirrors, settings["memory_gib"])
-    return predict_case(models, prepared.image, prepared.placement, device, window, case=case)
+    members = [[model] for model in models] if maps else [models]
+    memory_gib = trained.settings["memory_gib"] / len(members)  # all at once, slab by slab
+    window = window_of(setting, plan, width, image.shape[1:], mirrors, memory_gib)
+    of_members = [predict_case(member, image, placement, trained.device, window, case=case) for member in members]
+    watch = Watch(plan, has_maps=bool(maps))
+    slabs = watch.pass_on(zip(*(prediction.slabs for prediction in of_members), strict=True))
+    return Prediction(slabs, image.shape[1:], placement), watch
 
 
-def score_scan(case: Case, files: Results, cohort: Cohort, tolerance_mm: float) -> evaluate.Scores:
-    masks = {"segment": files.segmented(case.case)}
-    return evaluate.score_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)
-
-
-def check_scans(cases: Sequence[Case], cohort: Cohort, files: Results) -> dict[str, list[str]]:
-    """By case the sha256 of its channels. What is wrong with any file stands in `problems.tsv`; a label may be missing.
-
-    Raises:
-        CohortError: a file that `check` would refuse.
-    """
-    reports = [check_case(case, cohort.declared) for case in tqdm(cases, desc="check", mininterval=5)]
-    problems = [problem for report in reports for problem in report.problems if problem.rule != LABEL_MISSING]
-    records.write_table(files.segment_problems, COLUMNS, map(asdict, problems))
-    if refused := [problem for problem in problems if problem.severity == "refuse"]:
-        first = refused[0]
-        raise CohortError(
-            f"{first.file}: {first.found}, {first.expected} expected. {first.do} "
-            f"No mask was made; {len(refused)} refused file(s) stand in {files.segment_problems}."
-        )
-    return {
-        case.case: [str(row["sha256"]) for row in report.rows if row["role"] != LABEL]
-        for case, report in zip(cases, reports, strict=True)
-    }
-
-
-def find_scans(folder: Path, num_channels: int) -> list[Case]:
-    """The scans of a folder or file, with their labels where there are any.
-
-    Raises:
-        CohortError: no scan, or other channels than the models were trained with.
-    """
-    if folder.is_file():
-        return [_case(_case_id(folder, num_channels), [folder], num_channels, label=None)]
-    for part in IMAGE_FOLDERS:
-        found = sorted(path for path in (folder / part).glob("*") if NIFTI.match(path.name) and path.is_file())
-        if found:
-            break
-    else:
-        raise CohortError(f"{folder}: no NIfTI file (.nii, .nii.gz) there. Give the folder that holds the scans.")
-    channels: dict[str, list[Path]] = {}
-    for path in found:
-        channels.setdefault(_case_id(path, num_channels), []).append(path)
-    names = [_name(path) for path in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise CohortError(f"{folder}: two files with the same name: {', '.join(twice)}. Keep one of .nii and .nii.gz.")
-    labels = {
-        _name(path): path for part in LABEL_FOLDERS for path in (folder / part).glob("*") if NIFTI.match(path.name)
-    }
-    return [_case(case, paths, num_channels, labels.get(case)) for case, paths in channels.items()]
-
-
-def _name(path: Path) -> str:
-    match = NIFTI.match(path.name)
-    if not match:
-        raise CohortError(f"{path}: NIfTI (.nii, .nii.gz) expected.")
-    return match["name"]
-
-
-def _case_id(path: Path, num_channels: int) -> str:
-    """The name without its channel; where there is one channel, the number of `patient_0001` is the patient's."""
-    split = CHANNEL_SUFFIX.match(_name(path))
-    return split["case"] if split and (num_channels > 1 or split["channel"] == "0000") else _name(path)
-
-
-def _case(case: str, channels: list[Path], num_channels: int, label: Path | None) -> Case:
-    names = [_name(path) for path in channels]
-    expected = [f"{case}_{channel:04d}" for channel in range(num_channels)]
-    if names != expected and not (num_channels == 1 and names == [case]):
-        raise CohortError(
-            f"{case}: {', '.join(path.name for path in channels)} found in {channels[0].parent}, "
-            f"{', '.join(f'{name}.nii.gz' for name in expected)} expected: one file per channel, numbered as in training. "
-            "Rename the files or add what is missing."
-        )
-    return Case(case, case, fold=0, label=label, channels=tuple(channels))
+def found_labels(
+    labels: Segmentation, spacing_mm: Spacing, watches: Sequence[Watch], cohort: Cohort, plan: Plan
+) -> list[FoundLabel]:
+    """Of a mask (I, J, K); the DSC to expect is the mean over the configurations that found the label."""
+    volumes = volumes_ml(labels, spacing_mm, cohort)
+    found = []
+    for index, target in enumerate(cohort.targets):
+        output = index if plan.regions else plan.labels.index(target.values[0])
+        expected = [value for watch in watches if (value := watch.expected.per_output[output]) is not None]
+        is_there = bool(expected) and volumes[target.name] > 0
+        expected_dsc = round(sum(expected) / len(expected), 4) if is_there else None
+        found.append(FoundLabel(str(target.label), target.name, round(volumes[target.name], 6), expected_dsc))
+    return found
 
 
 if __name__ == "__main__":

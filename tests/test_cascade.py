@@ -96,9 +96,9 @@ def test_the_jobs_of_a_cascade_wait_for_the_plan_and_the_masks_before_it():
     assert run.previous_plan(of[FULL]) == [run.files.plan(LOW)]
     assert run.previous_masks(of[FULL]) == [run.files.predicted(LOW, 1)]
     assert [run.previous_plan(of[name]) + run.previous_masks(of[name]) for name in ("2d", LOW)] == [[], []]
-    assert {path.parent.name for path in run.all_predicted(None)} == {"2d"}, "no other is sure"
+    assert run.all_predicted(None) == [run.files.predicted("2d", fold) for fold in range(3)], "no other is sure"
     sure = Run({"name": "a", "cohort": "demo", "configurations": {LOW: {"spacing_mm": [3, 3, 3]}, FULL: {}}})
-    assert {path.parent.name for path in sure.all_predicted(None)} == {LOW, FULL}
+    assert len(sure.all_predicted(None)) == 2 * 5
 
 
 # What its network takes in
@@ -348,10 +348,12 @@ def test_new_scans_get_the_mask_before_first_from_the_models_of_all_folds(finish
     monkeypatch.chdir(finished)
     files = Results("c")
     write_cohort(Path("new"), num_cases=2, seed=7, size=0.5)
-    segment.main("c", "new", "0,1", PREDICT, tolerance_mm=2, device="cpu")
-    assert "2 masks in results/c/segment, 2 of them new" in capsys.readouterr().out
+    settings = json.dumps({**json.loads(PREDICT), "uncertainty": True})
+    segment.main("c", "new", "0,1", settings, device="cpu")
+    assert "2 scans, 2 masks in results/c/segment are new" in capsys.readouterr().out
     for path in sorted(Path("new/imagesTr").iterdir()):
         name = path.name.removesuffix(".nii.gz")
         assert nib.load(files.segmented(name)).shape == nib.load(path).shape
-        assert records.read_json(files.segment_record(name))["models"].keys() == {FULL, LOW}
+        assert nib.load(files.uncertainty(name, "disagreement")).shape == nib.load(path).shape
+        assert {FULL, LOW} <= records.read_json(files.segment_record(name))["made_of"].keys()
     assert segment.with_previous(["2d", FULL, LOW]) == ["2d", FULL, LOW]

@@ -130,7 +130,7 @@ def test_missing_keys_are_named_once():
 def test_config_yaml_is_valid_and_shows_every_knob():
     complete(yaml.safe_load(CONFIG))
     assert [key for key in SCHEMA["properties"] if not re.search(rf"^#? ?{key}:", CONFIG, re.MULTILINE)] == []
-    for section in ("train", "predict", "evaluate", "report"):
+    for section in ("train", "predict", "segment", "evaluate", "report"):
         for key in SCHEMA["properties"][section]["properties"]:
             assert re.search(rf"^#? +{key}:", CONFIG, re.MULTILINE), f"{section}.{key}"
     for key in SCHEMA["$defs"]["configuration"]["properties"]:
@@ -145,7 +145,7 @@ def test_the_defaults_that_config_yaml_shows_are_those_of_the_schema():
     for key, value in shown.items():
         if key in SCHEMA["properties"] and "default" in SCHEMA["properties"][key] and not isinstance(value, dict):
             assert value == SCHEMA["properties"][key]["default"], key
-    for section in ("train", "predict", "evaluate", "report"):
+    for section in ("train", "predict", "segment", "evaluate", "report"):
         for key, value in shown[section].items():
             if "default" in SCHEMA["properties"][section]["properties"][key] or key in defaults[section]:
                 assert value == defaults[section][key], f"{section}.{key}"

@@ -5,6 +5,20 @@ from pathlib import Path
 from pipeline.flow import Run
 
 
+def test_new_scans_concern_no_stage_of_the_training():
+    plain = Run({"name": "a", "cohort": "scans"})
+    other = Run({"name": "a", "cohort": "scans", "scans": "new", "segment": {"uncertainty": True, "shards": 3}})
+    assert other.provenance == plain.provenance
+    assert other.predict_settings == plain.predict_settings
+    assert other.segment_settings != plain.segment_settings
+    assert [path.name for path in other.segment_shards] == ["0.tsv", "1.tsv", "2.tsv"]
+
+
+def test_jobs_that_keep_finished_work_by_themselves_are_asked_in_every_run():
+    run = Run({"name": "a", "cohort": "scans"})
+    assert run.now != run.now
+
+
 def test_the_cohorts_description_is_watched_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run({"name": "a", "cohort": "scans"})

@@ -48,7 +48,7 @@ def test_light_modules_import_neither_torch_nor_monai(module):
 
 def test_every_stage_is_a_module_and_a_rule_in_the_order_of_the_flow():
     rules = re.findall(r"^(?:rule|checkpoint) (\w+):", (ROOT / "Snakefile").read_text(), re.MULTILINE)
-    assert rules == ["all", *STAGES, "segment"]
+    assert rules == ["all", *STAGES, "segment_shard", "segment"]
     for stage in STAGES:
         assert (ROOT / "pipeline" / f"{stage}.py").exists() or (ROOT / "pipeline" / stage / "__main__.py").exists()
 

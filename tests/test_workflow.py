@@ -95,7 +95,7 @@ def test_a_configuration_is_trained_once_its_plan_leaves_it_out_no_more(finished
     shown = snakemake(finished, "--dry-run")
     path.write_bytes(as_planned)
     assert "results/tiny/predict/3d_lowres/fold_1.json" in shown.stdout
-    assert {"preprocess", "train", "inference", "predict", "ensemble", "evaluate", "report"} == jobs(shown)
+    assert {"preprocess", "train", "predict", "ensemble", "evaluate", "report"} == jobs(shown)
 
 
 def test_a_dry_run_shows_what_runs_whatever_the_plan_leaves_out(small_cohort):
@@ -178,6 +178,27 @@ def test_segment_masks_new_scans_scores_them_and_keeps_what_is_still_right(finis
     assert masks[0].exists()
     assert masks[1].stat().st_mtime_ns == before
     assert "train" not in jobs(again)
+
+
+def test_segment_in_shares_names_the_scan_that_fails_masks_the_others_and_goes_on_once_it_is_mended(finished):
+    changes = {"segment": {"shards": 2, "uncertainty": True}}
+    write_cohort(finished / "night", num_cases=3, seed=4, size=0.5)
+    (finished / "night" / "dataset.json").unlink()
+    damaged = sorted((finished / "night" / "imagesTr").iterdir())[1]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-2000])
+    failed = snakemake(finished, "segment", "--config", "scans=night", **changes)
+    assert_one_line(failed, "CohortError: segment: 1 of 3 scans have no mask: phantom_001.")
+    folder = finished / "results" / "tiny" / "segment"
+    assert [row["status"] for row in read_table(folder / "cases.tsv")] == ["done", "failed", "done"]
+    kept = {name: (folder / f"{name}.nii.gz").stat().st_mtime_ns for name in ("phantom_000", "phantom_002")}
+    damaged.write_bytes(whole)
+    again = snakemake(finished, "segment", "--config", "scans=night", **changes)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert (folder / "phantom_001.nii.gz").exists()
+    assert {name: (folder / f"{name}.nii.gz").stat().st_mtime_ns for name in kept} == kept
+    assert len(list((folder / "uncertainty").glob("*_disagreement.nii.gz"))) == 3
+    assert len(read_table(folder / "metrics.tsv")) == 3 * 3
 
 
 def test_regions_and_an_ignore_label_go_through_the_whole_flow(small_cohort):

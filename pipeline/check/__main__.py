@@ -50,11 +50,7 @@ def show(problems: Sequence[Problem]) -> None:
     """Print the problems in aligned columns; nothing for none."""
     if not problems:
         return
-    rows = [asdict(problem) for problem in problems[:PRINTED]]
-    table = [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(records.aligned(COLUMNS, map(asdict, problems[:PRINTED]))))
     if len(problems) > PRINTED:
         print(f"... and {len(problems) - PRINTED} more")
 
