@@ -29,12 +29,13 @@ from pipeline.plan import RAS_AXES, Plan
 from pipeline.preprocess import load_classes, load_image
 from pipeline.records import Case
 from pipeline.resample import resampled_shape
-from pipeline.windows import Setting, num_voxels, predict_bytes, window_of
+from pipeline.windows import Setting, num_at_once, num_voxels, predict_bytes, window_of
 
 TOLERANCE = 0.001  # of the DSC, or of the relative error of a regression, that a faster setting may lose
 REFERENCE_OVERLAP, SMALL_OVERLAP = 0.5, 0.25
 LARGE_WINDOW = 2  # patches along each axis
 MOST_CASES = 8
+LONG_COHORT_S = 600.0  # of predicting all cases, from which on the compiler is tried
 LONG_ENOUGH_S = 60.0  # of measuring; the case that is being measured is finished
 
 
@@ -46,6 +47,7 @@ class Tried:
     score: float
     seconds: float
     voxels: int
+    num_cases: int
 
 
 def main(
@@ -70,6 +72,13 @@ def main(
         arrays = [(load_image(folder), load_classes(folder)) for folder in folders]
         tried = measure(model, arrays, offered, mirrors, processor, wanted["memory_gib"])
     chosen, reason = choose(offered, tried, is_deterministic=wanted["deterministic"])
+    if wanted["compile"] is True:
+        chosen = replace(chosen, compile_s=0.0, saved_s=1.0)
+    elif wanted["compile"] == "auto" and not wanted["deterministic"]:
+        seconds_per_case = next((row.seconds / row.num_cases for row in tried if row.setting == chosen), 0.0)
+        num_cases = len(records.read_cases(files.cases))
+        if chosen.window is not None and seconds_per_case * num_cases > LONG_COHORT_S:
+            chosen = with_compiler(chosen, model, processor, seconds_per_case)
     scans = records.read_json(files.fingerprint)["cases"]
     content = {
         **asdict(chosen),
@@ -80,6 +89,30 @@ def main(
     }
     records.write_json(files.inference(configuration), content)
     print(f"{configuration}: {describe(chosen)}: {reason}")
+
+
+def with_compiler(setting: Setting, model: Model, device: Device, seconds_per_case: float) -> Setting:
+    """Time both forms on one window; as it was where the compiler fails or gains nothing."""
+    plan, factor = model.plan, setting.window or 1
+    slices = () if plan.dims == 3 else (num_at_once(plan.patch_size, device.where.type),)
+    window = window_of(setting, plan, model.width, (*slices, *(ceil(factor * edge) for edge in plan.patch_size)), (), 8)
+    image = np.zeros((len(plan.channels) + bool(plan.previous), *slices, *window.size), np.float32)
+
+    def seconds(*, is_compiled: bool) -> float:
+        begin = time.perf_counter()
+        for _ in predict_slabs([model], image, device, replace(window, is_compiled=is_compiled)):
+            pass
+        return time.perf_counter() - begin
+
+    try:
+        first, *compiled = (seconds(is_compiled=True) for _ in range(4))
+    except Exception as error:  # the compiler fails in many ways where it lacks a C++ compiler or Triton
+        print(f"compiler: not possible here: {str(error).partition(chr(10))[0] or repr(error)}")
+        return setting
+    plain = min(seconds(is_compiled=False) for _ in range(4))
+    share = 1 - min(compiled) / plain
+    print(f"compiler: {plain:.3f} s per window, compiled {min(compiled):.3f} s, after {first:.0f} s")
+    return replace(setting, compile_s=first - min(compiled), saved_s=share * seconds_per_case) if share > 0 else setting
 
 
 def memory_mb(plan: Plan, width: int, setting: Setting, cases: Sequence[dict[str, Any]], memory_gib: float) -> int:
@@ -158,7 +191,7 @@ def measure(
         if time.perf_counter() - begin > LONG_ENOUGH_S:
             break
     return [
-        Tried(setting, float(np.nanmean(scores)), sum(seconds), sum(voxels))
+        Tried(setting, float(np.nanmean(scores)), sum(seconds), sum(voxels), len(scores))
         for setting, figures in found.items()
         for scores, seconds, voxels in [tuple(zip(*figures, strict=True))]
         if figures

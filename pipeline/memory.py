@@ -15,7 +15,7 @@ ROWS_AT_ONCE = 6  # of the prepared grid, all outputs, while they are interpolat
 SHARE_INTERPOLATED = 0.3  # of the voxels of a row of the scan; the others lie inside a label
 MASKS_AT_ONCE = 4  # of the scan: along the plan's axes, as RAS, as the file has it, and compressed
 SCANS_AT_ONCE = 3  # of one channel in float32, besides all channels: as normalised, and half resampled
-PROCESS_BYTES = 700 * 2**20  # torch, MONAI and what else a stage imports
+PROCESS_BYTES = 600 * 2**20  # torch, MONAI and what else a stage imports
 
 
 def window_bytes(plan: Plan, width: int, num_voxels: int) -> int:

@@ -43,10 +43,11 @@ def main(
     processor = pick_device(device)
     records.verify_file_list(files.preprocessed(configuration, fold))
     model = load_model(files.model(configuration, fold), processor.where)
-    setting, wanted = read_setting(files.inference(configuration)), json.loads(settings)
+    cases = records.cases_of_fold(records.read_cases(files.cases), fold)
+    setting, wanted = read_setting(files.inference(configuration)).for_scans(len(cases)), json.loads(settings)
     mirrors = find_mirrors(model.plan, wanted["train_mirror"])
     made: list[Path] = []
-    for case in tqdm(records.cases_of_fold(records.read_cases(files.cases), fold), desc="predict", mininterval=5):
+    for case in tqdm(cases, desc="predict", mininterval=5):
         folder = files.arrays(configuration, case.case)
         image = load_image(folder)
         window = window_of(setting, model.plan, model.width, image.shape[1:], mirrors, wanted["memory_gib"])

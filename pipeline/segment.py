@@ -88,20 +88,22 @@ def main(
         raise CohortError("segment: no scans given. Say where they are: `snakemake segment --config scans=DIR`.")
     if not files.choice.exists():
         raise TrainingError(f"{files.choice}: not there, so nothing is trained yet. Run `snakemake --cores 8` first.")
-    trained = load_trained(files, folds.split(","), pick_device(device), json.loads(settings))
-    found = find_scans(Path(scans), len(trained.cohort.channels), files.converted)[shard::shards]
+    num_channels = len(records.read_cohort(files.cohort).channels)
+    found = find_scans(Path(scans), num_channels, files.converted)[shard::shards]
+    trained = load_trained(files, folds.split(","), pick_device(device), json.loads(settings), len(found))
     num_new = sum(segment_scan(scan, trained, files) for scan in tqdm(found, desc="segment", mininterval=5))
     records.write_cases(files.segment_shard(shard), [scan.case for scan in found])
     print(f"segment: {len(found)} scans, {num_new} masks in {files.segment} are new")
 
 
-def load_trained(files: Results, folds: Sequence[str], device: Device, settings: dict[str, Any]) -> Trained:
+def load_trained(files: Results, folds: Sequence[str], device: Device, settings: dict[str, Any], num_scans: int) -> Trained:
+    """`num_scans`: whether compiling pays depends on it, yet a mask is as good either way and stays."""
     chosen: list[str] = records.read_json(files.choice)["for_new_scans"]
     ensembles, made_of = {}, {"chosen": " ".join(chosen), "settings": json.dumps(settings, sort_keys=True)}
     for name in with_previous(chosen):
         setting = read_setting(files.inference(name))
         paths = {fold: files.model(name, fold) for fold in folds}
-        ensembles[name] = ([load_model(path, device.where) for path in paths.values()], setting)
+        ensembles[name] = ([load_model(path, device.where) for path in paths.values()], setting.for_scans(num_scans))
         made_of |= {name: json.dumps(asdict(setting))}
         made_of |= {f"{name}/fold_{fold}": records.sha256(path) for fold, path in paths.items()}
     fingerprint = records.read_json(files.fingerprint)

@@ -5,7 +5,7 @@ Imports no torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from math import ceil, prod
 
@@ -21,13 +21,21 @@ VOXELS_AT_ONCE = {"cpu": 500_000, "cuda": 4_000_000}  # in one call of the netwo
 class Setting:
     """Windows of `window` patches along each axis, or with None as large as the scan; memory may make them smaller.
 
-    `batch` is how many go into one call of the network; 0: by their size.
+    `batch` is how many go into one call of the network; 0: by their size. To compile the network takes `compile_s`, which
+    saves `saved_s` in each scan; None: it is not compiled.
     """
 
     window: float | None
     overlap: float
     mirror: bool
     batch: int = 0
+    compile_s: float | None = None
+    saved_s: float = 0.0
+
+    def for_scans(self, count: int) -> "Setting":
+        """Compiled only if so many scans pay for it."""
+        is_worth = self.compile_s is not None and self.saved_s * count > self.compile_s
+        return self if is_worth else replace(self, compile_s=None)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Window:
     overlap: float
     mirrors: tuple[Mirror, ...] = ()
     batch: int = 0
+    is_compiled: bool = False
 
     @property
     def copies(self) -> list[tuple[Mirror, ...]]:
@@ -63,7 +72,8 @@ def window_of(
         if size[axis] == plan.patch_size[axis]:
             break
         size[axis] = max(plan.patch_size[axis], size[axis] - divisors[axis])
-    return Window(tuple(size), setting.overlap, tuple(mirrors) if setting.mirror else (), setting.batch)
+    copies = tuple(mirrors) if setting.mirror else ()
+    return Window(tuple(size), setting.overlap, copies, setting.batch, is_compiled=setting.compile_s is not None)
 
 
 def window_and_slab_bytes(plan: Plan, width: int, size: Sequence[int], shape: Sequence[int], batch: int = 0) -> int:

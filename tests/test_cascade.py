@@ -96,9 +96,9 @@ def test_the_jobs_of_a_cascade_wait_for_the_plan_and_the_masks_before_it():
     assert run.previous_plan(of[FULL]) == [run.files.plan(LOW)]
     assert run.previous_masks(of[FULL]) == [run.files.predicted(LOW, 1)]
     assert [run.previous_plan(of[name]) + run.previous_masks(of[name]) for name in ("2d", LOW)] == [[], []]
-    assert run.all_predicted(None) == [run.files.predicted("2d", fold) for fold in range(3)], "no other is sure"
+    assert {path.parent.name for path in run.all_predicted(None)} == {"2d"}, "no other is sure"
     sure = Run({"name": "a", "cohort": "demo", "configurations": {LOW: {"spacing_mm": [3, 3, 3]}, FULL: {}}})
-    assert len(sure.all_predicted(None)) == 2 * 5
+    assert {path.parent.name for path in sure.all_predicted(None)} == {LOW, FULL}
 
 
 # What its network takes in

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,14 +9,14 @@ import torch
 from pipeline import inference, records
 from pipeline.config import complete
 from pipeline.flow import Run
-from pipeline.inference import Tried, candidates, choose, measure, read_setting, score_slabs, spread
+from pipeline.inference import Tried, candidates, choose, measure, read_setting, score_slabs, spread, with_compiler
 from pipeline.nn.checkpoints import Model, save_model
 from pipeline.nn.networks import build_network
 from pipeline.paths import Results
 from pipeline.preprocess import Prepared, save_prepared
 from pipeline.records import Case
 from pipeline.windows import Setting
-from tests.dense import as_it_is
+from tests.dense import as_it_is, predict_densely
 from tests.test_preprocess import make_plan
 from tests.test_train import CPU
 
@@ -28,7 +29,7 @@ def wanted(**predict):
 
 
 def tried(setting, score, seconds, voxels=1):
-    return Tried(setting, score, seconds, voxels)
+    return Tried(setting, score, seconds, voxels, num_cases=1)
 
 
 def test_the_reference_comes_first_and_alone_if_so_wanted():
@@ -123,6 +124,35 @@ def test_settings_that_cut_every_scan_alike_are_tried_once():
     assert [row.setting for row in rows] == [REFERENCE, QUICK], "the last is the first: one window covers all"
     assert rows[0].voxels == rows[1].voxels == 16 * 24 * 16
     assert rows[0].score == rows[1].score
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
+def test_a_compiled_network_predicts_the_same_and_is_used_where_the_scans_pay_for_it():
+    assert Setting(1, 0.5, False, compile_s=20, saved_s=3).for_scans(7).compile_s == 20
+    assert Setting(1, 0.5, False, compile_s=20, saved_s=3).for_scans(6).compile_s is None
+    model, image = small_model(), np.random.default_rng(0).normal(size=(1, 16, 24, 30)).astype(np.float32)
+    plain, compiled = (predict_densely([model], image, CPU, is_compiled=is_compiled) for is_compiled in (False, True))
+    assert np.abs(plain - compiled).max() < 1e-4
+
+
+def test_what_the_compiler_gains_is_measured_and_a_machine_without_it_goes_on(monkeypatch, capsys):
+    clock = [0.0]
+
+    def predict_slabs(_, image, __, window):
+        assert image.shape == (1, 32, 48, 32)
+        clock[0] += 0.5 if window.is_compiled else 2
+        if window.is_compiled and clock[0] < 1:
+            clock[0] += 20
+        yield image
+
+    monkeypatch.setattr(inference, "predict_slabs", predict_slabs)
+    monkeypatch.setattr(inference.time, "perf_counter", lambda: clock[0])
+    found = with_compiler(QUICK, small_model(), CPU, seconds_per_case=8)
+    assert (found.compile_s, found.saved_s) == (20, 6)
+
+    monkeypatch.setattr(inference, "predict_slabs", lambda *_: 1 / 0)
+    assert with_compiler(QUICK, small_model(), CPU, seconds_per_case=8) == QUICK
+    assert "compiler: not possible here: division by zero" in capsys.readouterr().out
 
 
 def test_the_stage_writes_what_it_tried_and_predict_reads_it(tmp_path, monkeypatch):

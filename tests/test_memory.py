@@ -23,7 +23,7 @@ from tests.test_train import CPU
 torch.set_num_threads(1)
 num_labels, dims, window, shape, scan = json.loads(sys.argv[1])
 plan = make_plan(dims=dims, labels=tuple(range(num_labels)), patch_size=(48, 48, 48)[-dims:],
-                 strides=((1,) * dims, (2,) * dims), kernels=((3,) * dims,) * 2, spacing_mm=(2.0, 2.0, 2.0))
+                 strides=((1,) * dims, *((2,) * dims,) * 2), kernels=((3,) * dims,) * 3, spacing_mm=(2.0, 2.0, 2.0))
 torch.manual_seed(0)
 model = Model(build_network(plan, 8).eval(), plan, 8)
 setting = Setting(window, 0.25, mirror=False)
@@ -37,8 +37,9 @@ print(json.dumps([peak_gib() * 2**30, estimate]))
 """
 
 
-@pytest.mark.parametrize("num_labels", [2, 15, 118])
-@pytest.mark.parametrize(("dims", "window"), [(3, 1), (3, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("num_labels", "dims", "window"), [(2, 3, 1), (15, 3, 1), (118, 3, 1), (15, 2, 1), (118, 3, 2)]
+)
 def test_a_prediction_takes_what_was_estimated(num_labels, dims, window):
     wanted = [num_labels, dims, window, (90, 84, 96), (120, 150, 140)]
     done = subprocess.run(

@@ -95,7 +95,7 @@ def test_a_configuration_is_trained_once_its_plan_leaves_it_out_no_more(finished
     shown = snakemake(finished, "--dry-run")
     path.write_bytes(as_planned)
     assert "results/tiny/predict/3d_lowres/fold_1.json" in shown.stdout
-    assert {"preprocess", "train", "predict", "ensemble", "evaluate", "report"} == jobs(shown)
+    assert {"preprocess", "train", "inference", "predict", "ensemble", "evaluate", "report"} == jobs(shown)
 
 
 def test_a_dry_run_shows_what_runs_whatever_the_plan_leaves_out(small_cohort):

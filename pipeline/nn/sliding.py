@@ -7,10 +7,12 @@ serves the next one: what a scan takes depends on the length of a window, not on
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
 from math import prod
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pipeline.errors import PredictionError
 from pipeline.images import Volume
@@ -60,7 +62,7 @@ def predict_slabs(
     volume = torch.from_numpy(image).to(where)
     total = torch.zeros(plan.num_outputs, size[0], *padded[1:], device=where)
     weights = outer(profiles).to(where)
-    networks = [_caller(model, device) for model in models]
+    networks = [_caller(model, device, window) for model in models]
     places = list(product(starts[1], starts[2], window.copies))
 
     for first, following in pairwise([*starts[0], padded[0]]):
@@ -93,10 +95,13 @@ def predict_slabs(
         total[:, num_left:] = 0
 
 
-def _caller(model: Model, device: Device) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+def _caller(model: Model, device: Device, window: Window) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
     """A function from windows (C, d, h, w) to logits (B, L, d, h, w) in float32; in 2D from one to (d, L, h, w)."""
     form = planned_form(model.plan, model.width, device)
     prepared = form.prepare(model.network)
+    if window.is_compiled:  # with the weights as constants, laid out as the processor wants them
+        options: dict[str, str | int | bool | Callable[..., object]] = {"freezing": device.where.type == "cpu"}
+        prepared = cast(nn.Module, torch.compile(prepared, dynamic=False, options=options))
 
     def compute(batch: torch.Tensor) -> torch.Tensor:
         """In halves where the memory asks for it."""

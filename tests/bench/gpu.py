@@ -2,8 +2,9 @@
 
 Where the scans are, `python -m tests.bench.gpu --cohort DIR --archive gpu.tar.xz` preprocesses and packs them. Where the
 GPU is, `python -m tests.bench.gpu --archive gpu.tar.xz --seconds 480` plans anew for that device, trains fold 0, times
-inference and prints a table. The second needs torch, numpy, scipy, pyyaml, psutil, tensorboard, tqdm, typer, and as small wheels where they are
-missing monai, nibabel, jsonschema, jsonschema-specifications, referencing and rpds-py; no SimpleITK or Snakemake.
+inference and prints a table. The second needs torch, numpy, scipy, pyyaml, psutil, tensorboard, tqdm, typer, and as small
+wheels where they are missing monai, nibabel, jsonschema, jsonschema-specifications, referencing and rpds-py; no SimpleITK
+or Snakemake.
 """
 
 import json

@@ -42,6 +42,7 @@ Measure = Callable[[int], dict[str, Any]]
 def main(
     folder: str = ".bench",
     rounds: int = 2,
+    edge: int = EDGE,
     threads: int = os.cpu_count() or 1,
     skip_large: bool = False,
     only_large: bool = False,
@@ -49,28 +50,29 @@ def main(
     """Every system in turn, `rounds` times; medians."""
     form, note = fastest_form(threads), f"{machine(threads)}, torch {torch.__version__}"
     if not only_large:
-        compare(systems(installed(Path(folder), threads), form, threads), rounds, note)
+        compare(systems(installed(Path(folder), threads), form, edge), rounds, edge, note)
     if not skip_large:
         record([large(form, threads, note)])
 
 
-def systems(peer: Peer, form: str, threads: int) -> dict[str, Measure]:
+def systems(peer: Peer, form: str, edge: int) -> dict[str, Measure]:
     """By name what measures each for a number of labels."""
+    shared = ("--edge", edge, "--threads", peer.threads)
 
     def ours(*options: object) -> Measure:
-        return lambda labels: once("ours", "--labels", labels, "--form", form, "--threads", threads, *options)
+        return lambda labels: once("ours", "--labels", labels, "--form", form, *shared, *options)
 
     return {
         "Segsnake": ours(),
         "Segsnake, compiled": ours("--compiled"),
-        "MONAI sliding_window_inference": lambda labels: once("monai", "--labels", labels, "--threads", threads),
-        PACKAGE: lambda labels: infer_inside(peer, labels),
+        "MONAI sliding_window_inference": lambda labels: once("monai", "--labels", labels, *shared),
+        PACKAGE: lambda labels: infer_inside(peer, labels, edge),
         "Segsnake, overlap 0.25": ours("--overlap", 0.25),
-        "Segsnake, one window": ours("--window", EDGE, "--overlap", 0),
+        "Segsnake, one window": ours("--window", edge, "--overlap", 0),
     }
 
 
-def compare(measures: dict[str, Measure], rounds: int, note: str) -> None:
+def compare(measures: dict[str, Measure], rounds: int, edge: int, note: str) -> None:
     for labels in NUM_LABELS:
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in measures}
         for _ in range(rounds):
@@ -82,7 +84,7 @@ def compare(measures: dict[str, Measure], rounds: int, note: str) -> None:
             for name, of_system in found.items()
         }
         first = middle[next(iter(measures))]["seconds"]
-        sizes = f"{EDGE}^3, U-Net {WIDTH} to {WIDTH * 2 ** (STAGES - 1)}, patch {PATCH}^3, overlap 0.5, Gaussian"
+        sizes = f"{edge}^3, U-Net {WIDTH} to {WIDTH * 2 ** (STAGES - 1)}, patch {PATCH}^3, overlap 0.5, Gaussian"
         record(
             [
                 (
@@ -110,8 +112,8 @@ def once(system: str, *options: object) -> dict[str, Any]:
     return last_line(run(sys.executable, "-m", "tests.bench.inference_once", "--system", system, *options))
 
 
-def infer_inside(peer: Peer, labels: int) -> dict[str, Any]:
-    sizes = ("--edge", EDGE, "--patch", PATCH, "--width", WIDTH, "--stages", STAGES)
+def infer_inside(peer: Peer, labels: int, edge: int) -> dict[str, Any]:
+    sizes = ("--edge", edge, "--patch", PATCH, "--width", WIDTH, "--stages", STAGES)
     options = (*sizes, "--labels", labels, "--threads", peer.threads)
     return last_line(peer.run(peer.python, INSIDE, "infer", *map(str, options)))
 

@@ -24,6 +24,7 @@ from pipeline.nn.networks import build_network
 from pipeline.paths import Results
 from pipeline.plan import Plan, Width, plan_configuration
 from pipeline.records import Cohort, write_cohort, write_json
+from pipeline.windows import Setting, Window
 from tests.bench import memory
 from tests.bench.ours import CONFIGURATION
 
@@ -38,6 +39,7 @@ def main(
     labels: int = 3,
     window: int = PATCH,
     overlap: float = 0.5,
+    edge: int = EDGE,
     form: str = "",
     device: str = "cpu",
     threads: int = os.cpu_count() or 1,
@@ -48,8 +50,8 @@ def main(
     torch.set_num_threads(threads)
     processor = pick_device(device)
     measure: dict[str, Callable[[], Measured]] = {
-        "ours": lambda: ours(make_plan(labels, form=form), window, overlap, processor, is_compiled=compiled),
-        "monai": lambda: monai(make_plan(labels), overlap, processor),
+        "ours": lambda: ours(make_plan(labels, form=form), window, overlap, edge, processor, is_compiled=compiled),
+        "monai": lambda: monai(make_plan(labels), overlap, edge, processor),
         "large": lambda: large(Path(scan), form, device, threads),
     }
     print(json.dumps(measure[system]()))
@@ -82,14 +84,13 @@ def make_fingerprint() -> dict[str, Any]:
     }
 
 
-def ours(plan: Plan, size: int, overlap: float, device: Device, *, is_compiled: bool) -> Measured:
+def ours(plan: Plan, size: int, overlap: float, edge: int, device: Device, *, is_compiled: bool) -> Measured:
     """Slab by slab, each to its labels as soon as it is there; without what compiling takes."""
     from pipeline.nn.sliding import predict_slabs
-    from pipeline.windows import Window
 
     torch.manual_seed(0)
     model = Model(build_network(plan, WIDTH).to(device.where).eval(), plan, WIDTH)
-    image = torch.randn(1, EDGE, EDGE, EDGE).numpy()
+    image = torch.randn(1, edge, edge, edge).numpy()
     window = Window((size,) * 3, overlap, is_compiled=is_compiled)
     if device.where.type == "cuda" or is_compiled:  # kernels are chosen, or made, in the first call
         for _ in predict_slabs([model], image[:, :size], device, window):
@@ -103,16 +104,16 @@ def ours(plan: Plan, size: int, overlap: float, device: Device, *, is_compiled: 
         label_map[start:stop] = torch.from_numpy(slab).argmax(0).numpy()
         start = stop
         argmax_s += time.perf_counter() - at
-    assert start == EDGE, start
+    assert start == edge, start
     return measured(begin, argmax_s, base)
 
 
-def monai(plan: Plan, overlap: float, device: Device) -> Measured:
+def monai(plan: Plan, overlap: float, edge: int, device: Device) -> Measured:
     from monai.inferers import sliding_window_inference
 
     torch.manual_seed(0)
     network = build_network(plan, WIDTH).to(device.where).eval()
-    image = torch.randn(1, 1, EDGE, EDGE, EDGE)
+    image = torch.randn(1, 1, edge, edge, edge)
     base, begin = memory.start(), time.perf_counter()
     with torch.inference_mode():
         logits = sliding_window_inference(image, (PATCH,) * 3, 1, network, overlap=overlap, mode="gaussian")
@@ -141,7 +142,8 @@ def large(scan: Path, form: str, device: str, threads: int) -> Measured:
     write_cohort(files.cohort, make_cohort(LARGE_LABELS))
     write_json(files.fingerprint, make_fingerprint())
     write_json(files.choice, {"for_new_scans": [CONFIGURATION]})
-    settings = {"overlap": 0.5, "mirror": False, "train_mirror": [], "uncertainty": False}
+    write_json(files.inference(CONFIGURATION), asdict(Setting(window=1, overlap=0.5, mirror=False)))
+    settings = {"train_mirror": [], "memory_gib": 2, "uncertainty": False}
     begin = time.perf_counter()
     segment.main("large", str(scan), "0", json.dumps(settings), device=device, threads=threads)
     seconds = time.perf_counter() - begin
