@@ -5,6 +5,9 @@ serves the next one: what a scan takes depends on the length of a window, not on
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise, product
 from math import prod
 from typing import cast
@@ -19,7 +22,7 @@ from pipeline.images import Volume
 from pipeline.mirrors import Mirror
 from pipeline.nn.augment.spatial import swap
 from pipeline.nn.checkpoints import Model
-from pipeline.nn.device import Device
+from pipeline.nn.device import Device, channels_last
 from pipeline.nn.forms import planned_form
 from pipeline.nn.outputs import activate
 from pipeline.nn.patches import cut
@@ -75,9 +78,11 @@ def predict_slabs(
                     outputs = activate(outputs, plan)
                 maps = [outputs.movedim(0, 1)] if plan.dims == 2 else outputs.unbind()
                 for output, (line, column, copy) in zip(maps, group, strict=True):
-                    unflipped = swap_back(output.flip(flipped_axes(copy, plan)), copy)
+                    if copy:  # `flip` copies even for nothing, and outputs are large
+                        output = swap_back(output.flip(flipped_axes(copy, plan)), copy)
                     part = total[..., line : line + size[1], column : column + size[2]]
-                    part.addcmul_(unflipped.to(where), weights)
+                    part.addcmul_(output.to(where), weights)
+                del outputs, maps, output  # before the network makes the next
         num_rows = following - first
         finished = total[:, :num_rows]
         finished /= outer([len(networks) * len(window.copies) * sums[0][first:following], *sums[1:]]).to(where)
@@ -98,15 +103,22 @@ def predict_slabs(
 def _caller(model: Model, device: Device, window: Window) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
     """A function from windows (C, d, h, w) to logits (B, L, d, h, w) in float32; in 2D from one to (d, L, h, w)."""
     form = planned_form(model.plan, model.width, device)
+    if window.is_compiled:  # compiled code is fastest with the channels last
+        form = replace(form, layout=channels_last(model.plan.dims))
     prepared = form.prepare(model.network)
-    if window.is_compiled:  # with the weights as constants, laid out as the processor wants them
-        options: dict[str, str | int | bool | Callable[..., object]] = {"freezing": device.where.type == "cpu"}
-        prepared = cast(nn.Module, torch.compile(prepared, dynamic=False, options=options))
+    options: Callable[[], AbstractContextManager[None]] = nullcontext
+    if window.is_compiled:
+        from torch._inductor import config  # takes a second
+
+        prepared = cast(nn.Module, torch.compile(prepared, dynamic=False))
+        options = partial(
+            config.patch, freezing=True
+        )  # weights as constants; `torch.compile` does not take this option
 
     def compute(batch: torch.Tensor) -> torch.Tensor:
         """In halves where the memory asks for it."""
         try:
-            with form.autocast(device.where):
+            with form.autocast(device.where), options():
                 logits: torch.Tensor = prepared(batch)
                 return logits.float()
         except torch.OutOfMemoryError:
