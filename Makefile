@@ -22,7 +22,7 @@ test: .venv/test-ready  ## style, types, workflow checks and the tests with thei
 	touch $@
 
 .venv/test-ready: .venv/demo-ready
-	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --constraint envs/constraints.txt --editable ".[export,test]"
 	touch $@
 
 clean:

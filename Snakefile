@@ -315,3 +315,18 @@ rule segment:
     shell:
         "python -m pipeline.segment_tables --results {params.results:q} --shards {params.shards}"
         " --tolerance-mm {params.tolerance_mm} 2>&1 | tee {log:q}"
+
+
+rule export:
+    """Trained networks as MONAI bundles and ONNX, which run elsewhere: `snakemake export`. Trains nothing."""
+    log:
+        files.log("export"),
+    conda:
+        "envs/environment.yaml"
+    threads: run.threads
+    params:
+        results=run.name,
+        folds=run.folds,
+    shell:
+        "python -m pipeline.export --results {params.results:q} --folds {params.folds}"
+        " --threads {threads} 2>&1 | tee {log:q}"

@@ -6,7 +6,8 @@ PipelineError              something the user or the disk gave us cannot be used
 ├── ImageError             one file: unreadable, or not the geometry that it should have
 ├── PlanError              no network fits the cohort and the settings
 ├── TrainingError          training cannot start, or cannot go on
-└── PredictionError        a scan cannot be segmented: no memory for it, or weights that give no numbers
+├── PredictionError        a scan cannot be segmented: no memory for it, or weights that give no numbers
+└── ExportError            a trained network cannot be written for others
 
 Knows nothing of what the stages do.
 """
@@ -44,6 +45,10 @@ class TrainingError(PipelineError):
 
 
 class PredictionError(PipelineError):
+    pass
+
+
+class ExportError(PipelineError):
     pass
 
 

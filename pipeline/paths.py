@@ -138,6 +138,47 @@ class Results:
     def segment_problems(self) -> Path:
         return self.segment / "problems.tsv"
 
+    @property
+    def export(self) -> Path:
+        return self.root / "export"
+
+    def bundle(self, configuration: str) -> "Bundle":
+        return Bundle(self.export / configuration)
+
     def log(self, stage: str, part: str = "") -> Path:
         """`part` tells jobs of one stage apart, for example `3d_fullres/fold_0`."""
         return Path("logs") / self.name / stage / f"{part or stage}.log"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The files of a MONAI bundle, named as its specification wants, below `root`."""
+
+    root: Path
+
+    @property
+    def metadata(self) -> Path:
+        return self.root / "configs" / "metadata.json"
+
+    @property
+    def inference(self) -> Path:
+        return self.root / "configs" / "inference.json"
+
+    @property
+    def program(self) -> Path:
+        return self.root / "models" / "model.pt2"
+
+    def onnx(self, fold: Fold) -> Path:
+        return self.root / "models" / f"fold_{fold}.onnx"
+
+    @property
+    def scripts(self) -> Path:
+        return self.root / "scripts"
+
+    @property
+    def readme(self) -> Path:
+        return self.root / "docs" / "README.md"
+
+    @property
+    def licence(self) -> Path:
+        return self.root / "LICENSE"

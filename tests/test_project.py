@@ -24,7 +24,7 @@ STAGES = [
     "evaluate",
     "report",
 ]
-HEAVY = {"train", "inference", "predict", "segment"}
+HEAVY = {"train", "inference", "predict", "segment", "export"}
 LIGHT = sorted(
     path.stem for path in (ROOT / "pipeline").iterdir() if path.stem not in {"nn", "__pycache__", "__init__"}
 )
@@ -48,7 +48,7 @@ def test_light_modules_import_neither_torch_nor_monai(module):
 
 def test_every_stage_is_a_module_and_a_rule_in_the_order_of_the_flow():
     rules = re.findall(r"^(?:rule|checkpoint) (\w+):", (ROOT / "Snakefile").read_text(), re.MULTILINE)
-    assert rules == ["all", *STAGES, "segment_shard", "segment"]
+    assert rules == ["all", *STAGES, "segment_shard", "segment", "export"]
     for stage in STAGES:
         assert (ROOT / "pipeline" / f"{stage}.py").exists() or (ROOT / "pipeline" / stage / "__main__.py").exists()
 
@@ -61,7 +61,8 @@ def test_conda_and_pip_pin_the_same_versions_and_pyproject_allows_them():
     for requirement in needed:
         assert conda[requirement.name] == CONSTRAINTS[requirement.name]
         assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
-    for requirement in map(Requirement, PROJECT["optional-dependencies"]["test"]):
+    extras = PROJECT["optional-dependencies"]
+    for requirement in map(Requirement, [*extras["export"], *extras["test"]]):
         assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
 
 

@@ -247,8 +247,20 @@ def test_a_regression_goes_through_the_whole_flow(tmp_path):
     assert len(read_table(results / "segment" / "metrics.tsv")) == 4
 
 
-def test_segment_before_training_says_what_to_do(small_cohort):
-    done = snakemake(small_cohort, "segment", "--config", "scans=scans")
+def test_export_writes_a_bundle_of_every_configuration_for_new_scans(finished):
+    done = snakemake(finished, "export")
+    assert done.returncode == 0, done.stdout + done.stderr
+    chosen = json.loads((finished / "results/tiny/ensemble/choice.json").read_text())["for_new_scans"]
+    for configuration in chosen:
+        folder = finished / "results/tiny/export" / configuration
+        assert json.loads((folder / "configs/metadata.json").read_text())["eval_metrics"]
+        assert {path.name for path in (folder / "models").iterdir()} == {"model.pt2", "fold_0.onnx", "fold_1.onnx"}
+    assert f"{len(chosen)} bundle(s) in" in (finished / "logs/tiny/export/export.log").read_text()
+
+
+@pytest.mark.parametrize("target", ["segment", "export"])
+def test_a_target_that_needs_trained_networks_says_what_to_do_before_training(small_cohort, target):
+    done = snakemake(small_cohort, target, "--config", "scans=scans")
     assert done.returncode != 0
     assert_one_line(done, "nothing is trained yet")
 

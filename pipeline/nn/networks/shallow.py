@@ -4,6 +4,8 @@ In bf16, oneDNN (seen with torch 2.13) gives wrong or infinite gradients of the 
 3 x 3 x 3 over two voxels of depth, and corrupts memory with larger kernels. Such maps are small: fp32 costs nothing.
 """
 
+import copy
+
 import torch
 from torch import nn
 
@@ -22,3 +24,12 @@ def secure(network: nn.Module) -> nn.Module:
         if type(module) is nn.Conv3d:
             module.__class__ = ShallowConv3d  # MONAI and we build them in many places
     return network
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """A copy with torch's own convolutions, to be exported in fp32: what traces a network leaves marks in it."""
+    copied = copy.deepcopy(network)
+    for module in copied.modules():
+        if type(module) is ShallowConv3d:
+            module.__class__ = nn.Conv3d  # type: ignore[assignment]  # the class that it was made of
+    return copied

@@ -1,0 +1,1 @@
+"""What a bundle runs beside MONAI. Imports nothing of the project that trained its networks."""
