@@ -4,7 +4,10 @@ Geometry comes from the position and orientation of every slice, voxels in their
 imported only when there is a DICOM file. Knows nothing of cases and models.
 """
 
+import locale
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +48,17 @@ class Slice:
     size: tuple[int, int]
 
 
+@contextmanager
+def own_locale() -> Iterator[None]:
+    """SimpleITK sets the plain C locale while it reads DICOM and leaves it so; other libraries then read text as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@own_locale()
 def find_series(folder: Path) -> list[Series]:
     """Every series in the folder and below, named after its folder, and its UID where the folder holds several."""
     found = []
@@ -89,6 +103,7 @@ def _simpleitk() -> ModuleType:
     return module
 
 
+@own_locale()
 def convert(files: tuple[Path, ...], path: Path) -> list[Problem]:
     """Write the series to `path`, unless that was done from the same files before; what was mended on the way.
 

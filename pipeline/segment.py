@@ -96,7 +96,9 @@ def main(
     print(f"segment: {len(found)} scans, {num_new} masks in {files.segment} are new")
 
 
-def load_trained(files: Results, folds: Sequence[str], device: Device, settings: dict[str, Any], num_scans: int) -> Trained:
+def load_trained(
+    files: Results, folds: Sequence[str], device: Device, settings: dict[str, Any], num_scans: int
+) -> Trained:
     """`num_scans`: whether compiling pays depends on it, yet a mask is as good either way and stays."""
     chosen: list[str] = records.read_json(files.choice)["for_new_scans"]
     ensembles, made_of = {}, {"chosen": " ".join(chosen), "settings": json.dumps(settings, sort_keys=True)}

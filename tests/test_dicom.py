@@ -1,11 +1,13 @@
 """DICOM series, written as scanners do: one file per slice, in no order, with no suffix."""
 
+import locale
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from pipeline import dicom
-from pipeline.dicom import convert, find_series, read_series
+from pipeline.dicom import convert, find_series, own_locale, read_series
 from pipeline.errors import CohortError, ImageError
 
 SHAPE, SPACING_MM = (9, 7, 5), (0.7, 1.1, 2.5)
@@ -15,6 +17,7 @@ FIRST_MM = np.array([-30.0, 12.5, 40.0])
 HU = np.random.default_rng(3).integers(-1000, 1500, SHAPE).astype(np.int16)
 
 
+@own_locale()
 def write_series(folder, uid="1.2.3", positions_mm=None, voxels=HU, right=RIGHT, down=DOWN, tags=()):
     """Slices with rescaled values, in files whose names are in another order than their positions."""
     sitk = pytest.importorskip("SimpleITK")
@@ -63,6 +66,13 @@ def test_a_series_is_read_with_its_values_on_its_grid_in_the_order_of_its_slices
     assert (voxels == HU).all()
     assert affine == pytest.approx(affine_by_hand(), abs=1e-4)
     assert problems == []
+
+
+def test_reading_a_series_leaves_the_locale_as_it_was(tmp_path):
+    write_series(tmp_path / "scan")
+    before = locale.setlocale(locale.LC_ALL)
+    convert(only_series(tmp_path / "scan").files, tmp_path / "scan.nii.gz")
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_series_are_named_after_their_folder_and_after_their_uid_where_there_are_several(tmp_path):
