@@ -286,6 +286,7 @@ rule segment_shard:
     threads: run.threads
     resources:
         gpu=run.config["train"]["gpus"],
+        mem_mb=run.segment_memory,
     params:
         results=run.name,
         scans=run.config.get("scans", ""),

@@ -74,6 +74,12 @@ class Run:
         """Never the same twice: a job that keeps finished work by itself is asked in every run, and knows of new scans."""
         return str(time.time_ns())
 
+    def segment_memory(self, _: Any) -> int:
+        """MiB of the largest new scan, by its header."""
+        from pipeline.forecast import segment_mb  # takes half a second, and only `segment` needs it
+
+        return segment_mb(self.files, Path(self.config.get("scans", "")), self.run_folds[0], self.config["memory_gib"])
+
     @property
     def segment_shards(self) -> list[Path]:
         return [self.files.segment_shard(shard) for shard in range(self.config["segment"]["shards"])]

@@ -6,9 +6,8 @@ With `inference: reference` nothing is measured: windows of the training's patch
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,11 +131,6 @@ def as_row(tried: Tried) -> dict[str, Any]:
     score = None if np.isnan(tried.score) else round(tried.score, 5)
     figures = {"score": score, "seconds": round(tried.seconds, 3), "voxels": tried.voxels}
     return {"name": describe(tried.setting), **asdict(tried.setting), **figures}
-
-
-def read_setting(path: Path) -> Setting:
-    content = records.read_json(path)
-    return Setting(**{field.name: content[field.name] for field in fields(Setting)})
 
 
 def candidates(wanted: dict[str, Any], *, has_mirrors: bool, is_fixed: bool) -> list[Setting]:

@@ -15,7 +15,6 @@ from tqdm import tqdm
 from pipeline import errors, records
 from pipeline.errors import PredictionError
 from pipeline.images import Volume, write_mask, write_volume
-from pipeline.inference import read_setting
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.device import Device, pick_device
@@ -25,7 +24,7 @@ from pipeline.plan import Plan
 from pipeline.preprocess import Placement, load_image, load_placement
 from pipeline.probabilities import save_prediction
 from pipeline.restore import Prediction, restore_labels, restore_values
-from pipeline.windows import Window, window_of
+from pipeline.windows import Window, read_setting, window_of
 
 
 def main(

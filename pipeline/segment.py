@@ -21,7 +21,6 @@ from pipeline.check.problem import Problem
 from pipeline.config import PREVIOUS
 from pipeline.errors import CohortError, ImageError, PipelineError, TrainingError
 from pipeline.images import Segmentation, Spacing, Volume, grid_of, open_image, ras_grid, write_mask, write_volume
-from pipeline.inference import read_setting
 from pipeline.intensity import nonzero_box
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.checkpoints import Model, load_model
@@ -36,7 +35,7 @@ from pipeline.restore import Prediction, restore_labels, restore_values
 from pipeline.scans import Scan, find_scans
 from pipeline.segment_tables import FoundLabel, Outcome, read_outcome, write_outcome
 from pipeline.uncertainty import Watch
-from pipeline.windows import Setting, window_of
+from pipeline.windows import Setting, read_setting, window_of
 
 MAPS = ("entropy", "disagreement")
 LOW_EXPECTED_DSC = 0.7  # below, two masks are not said to agree well; Zijdenbos et al. 1994

@@ -5,10 +5,12 @@ Imports no torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain, combinations
 from math import ceil, prod
+from pathlib import Path
 
+from pipeline import records
 from pipeline.memory import FLOAT, PROCESS_BYTES, restore_bytes, slab_bytes, window_bytes
 from pipeline.mirrors import Mirror
 from pipeline.plan import Plan
@@ -53,6 +55,11 @@ class Window:
         """Every subset of the mirrors, the empty one first."""
         counts = range(len(self.mirrors) + 1)
         return list(chain.from_iterable(combinations(self.mirrors, count) for count in counts))
+
+
+def read_setting(path: Path) -> Setting:
+    content = records.read_json(path)
+    return Setting(**{field.name: content[field.name] for field in fields(Setting)})
 
 
 def window_of(

@@ -9,13 +9,13 @@ import torch
 from pipeline import inference, records
 from pipeline.config import complete
 from pipeline.flow import Run
-from pipeline.inference import Tried, candidates, choose, measure, read_setting, score_slabs, spread, with_compiler
+from pipeline.inference import Tried, candidates, choose, measure, score_slabs, spread, with_compiler
 from pipeline.nn.checkpoints import Model, save_model
 from pipeline.nn.networks import build_network
 from pipeline.paths import Results
 from pipeline.preprocess import Prepared, save_prepared
 from pipeline.records import Case
-from pipeline.windows import Setting
+from pipeline.windows import Setting, read_setting
 from tests.dense import as_it_is, predict_densely
 from tests.test_preprocess import make_plan
 from tests.test_train import CPU

@@ -9,7 +9,6 @@ import pytest
 CODE = """
 import json, sys
 import numpy as np, torch
-from pipeline.memory import prepare_bytes
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.networks import build_network
 from pipeline.nn.probe import peak_gib
