@@ -12,8 +12,8 @@ from pipeline.errors import PipelineError
 from pipeline.images import grid_of, open_image, ras_grid
 from pipeline.memory import PROCESS_BYTES, prepare_bytes
 from pipeline.paths import Results
-from pipeline.plan import RAS_AXES, read_plan
-from pipeline.resample import resampled_shape
+from pipeline.plan import read_plan
+from pipeline.preprocess import prepared_shape
 from pipeline.scans import find_scans
 from pipeline.windows import predict_bytes, read_setting
 
@@ -44,10 +44,7 @@ def scan_bytes(files: Results, scan: Path, fold: int, memory_gib: float) -> int:
     for name in {*chosen, *(PREVIOUS[name] for name in chosen if name in PREVIOUS)}:
         plan, setting = read_plan(files.plan(name)), read_setting(files.inference(name))
         width = records.read_facts(files.training_facts(name, fold)).width
-        order = [RAS_AXES.index(axis) for axis in plan.axes]
-        shape, spacing = tuple(grid.shape[axis] for axis in order), tuple(grid.spacing_mm[axis] for axis in order)
-        target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
-        prepared = resampled_shape(shape, spacing, target)
+        shape, prepared = prepared_shape(plan, grid.shape, grid.spacing_mm)
         prepare = max(prepare, prepare_bytes(plan, shape, prepared))
         predict += predict_bytes(plan, width, setting, prepared, shape, memory_gib) - PROCESS_BYTES
     return PROCESS_BYTES + max(prepare, predict)

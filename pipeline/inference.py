@@ -24,10 +24,9 @@ from pipeline.nn.device import Device, pick_device
 from pipeline.nn.outputs import count_voxels
 from pipeline.nn.sliding import predict_slabs
 from pipeline.paths import Results
-from pipeline.plan import RAS_AXES, Plan
-from pipeline.preprocess import load_classes, load_image
+from pipeline.plan import Plan
+from pipeline.preprocess import load_classes, load_image, prepared_shape
 from pipeline.records import Case
-from pipeline.resample import resampled_shape
 from pipeline.windows import Setting, num_at_once, num_voxels, predict_bytes, window_of
 
 TOLERANCE = 0.001  # of the DSC, or of the relative error of a regression, that a faster setting may lose
@@ -116,12 +115,9 @@ def with_compiler(setting: Setting, model: Model, device: Device, seconds_per_ca
 
 def memory_mb(plan: Plan, width: int, setting: Setting, cases: Sequence[dict[str, Any]], memory_gib: float) -> int:
     """MiB that predicting the largest case takes, by its row in the fingerprint."""
-    order = [RAS_AXES.index(axis) for axis in plan.axes]
     needed = []
     for case in cases:
-        cropped, spacing = (tuple(case[key][axis] for axis in order) for key in ("shape_nonzero", "spacing_mm"))
-        target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
-        shape = resampled_shape(cropped, spacing, target)
+        cropped, shape = prepared_shape(plan, case["shape_nonzero"], case["spacing_mm"])
         needed.append(predict_bytes(plan, width, setting, shape, cropped, memory_gib))
     return ceil(max(needed) / 2**20)
 

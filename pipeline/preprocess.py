@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
-from pipeline.images import Segmentation, Spacing, Volume, read_labels_ras, read_ras, refuse_other_grid
+from pipeline.images import Segmentation, Shape, Spacing, Volume, read_labels_ras, read_ras, refuse_other_grid
 from pipeline.intensity import nonzero_box, normalise
 from pipeline.paths import Results
 from pipeline.plan import RAS_AXES, Plan, edited_note, is_edited, read_plan
@@ -138,6 +138,14 @@ def prepare(
         else:
             classes = resample_labels(_label_indices(cut, plan), shape, linear).astype(np.uint16)
     return Prepared(image, classes, placement)
+
+
+def prepared_shape(plan: Plan, shape: Shape, spacing_mm: Spacing) -> tuple[Shape, Shape]:
+    """Of a crop in RAS order: its shape along the plan's axes, as it is and as prepared."""
+    order = [RAS_AXES.index(axis) for axis in plan.axes]
+    along, spacing = tuple(shape[axis] for axis in order), tuple(spacing_mm[axis] for axis in order)
+    target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
+    return along, resampled_shape(along, spacing, target)
 
 
 def _label_indices(labels: Segmentation, plan: Plan) -> NDArray[np.uint16]:
