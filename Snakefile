@@ -194,6 +194,10 @@ rule predict:
         inference=files.inference("{configuration}"),
     output:
         files.predicted("{configuration}", "{fold}"),
+        [
+            directory(folder) if run.has_cascade else temp(directory(folder))
+            for folder in run.probabilities("{configuration}", "{fold}")
+        ],
     log:
         files.log("predict", "{configuration}/fold_{fold}"),
     conda:
@@ -205,7 +209,7 @@ rule predict:
     params:
         results=run.name,
         settings=run.predict_settings,
-        probabilities="--keep-probabilities" if len(run.configurations) > 1 else "",
+        probabilities="--keep-probabilities" if run.probabilities("{configuration}", "{fold}") else "",
         device=run.config["device"],
     shell:
         "python -m pipeline.predict --results {params.results:q} --configuration {wildcards.configuration}"
@@ -214,7 +218,7 @@ rule predict:
 
 
 rule ensemble:
-    """Masks of the combination of configurations that does best on the other folds."""
+    """Masks of the combination of configurations that does best on the other folds, cleaned where that helps there."""
     input:
         run.all_predicted,
         lambda _: run.all_predicted_if_needed(checkpoints),
@@ -229,9 +233,10 @@ rule ensemble:
         results=run.name,
         configurations=",".join(run.configurations),
         folds=run.folds,
+        settings=run.settings("ensemble"),
     shell:
         "python -m pipeline.ensemble --results {params.results:q} --configurations {params.configurations}"
-        " --folds {params.folds} --threads {threads} 2>&1 | tee {log:q}"
+        " --folds {params.folds} --settings {params.settings:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule evaluate:

@@ -1,11 +1,12 @@
-"""Probabilities of several configurations to the masks of the combination that does best on the other folds.
+"""Predictions of several configurations to the masks of the combination that does best on the other folds, cleaned.
 
-The combination for a fold is chosen by the DSC on all other folds, so no case has a say in how it is segmented itself.
-Imports no torch.
+Combination and cleaning for a fold are chosen by the DSC on all other folds, so no case has a say in how it is segmented
+itself; what the choice would have claimed with all cases stands beside it in `choice.json`. Imports no torch.
 """
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -15,59 +16,87 @@ import psutil
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
+from pipeline.choice import (
+    FEWEST_BETTER,
+    SMALLEST_GAIN,
+    CaseScores,
+    Choice,
+    Combination,
+    Offer,
+    accepted_as_json,
+    decide,
+    mean_scores,
+    score_of,
+)
 from pipeline.errors import PlanError
-from pipeline.images import Segmentation, Volume, read_labels_ras, read_ras, write_mask, write_volume
-from pipeline.metrics import dsc
+from pipeline.images import (
+    Segmentation,
+    Volume,
+    grid_of,
+    open_image,
+    read_labels_ras,
+    read_ras,
+    write_mask,
+    write_volume,
+)
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
-from pipeline.preprocess import load_placement
+from pipeline.postprocess import NOTHING, OPTIONS, component_sizes, postprocess, score_options
+from pipeline.preprocess import load_image, load_placement
 from pipeline.probabilities import open_prediction
 from pipeline.records import Case, Cohort
-from pipeline.regression import mean_absolute_error
+from pipeline.regression import TARGET, mean_absolute_error
 from pipeline.restore import restore_labels
-from pipeline.targets import per_target
 
-# Memory of combining and scoring one scan; tests/test_ensemble.py measures it.
-BYTES_PER_OUTPUT = 10  # of each voxel: the sum, and the next volume as stored and as read
-BYTES_PER_VOXEL = 40  # label maps and their scores
+# Memory of combining, cleaning and scoring one scan; tests/test_ensemble.py measures it.
+BYTES_PER_PROBABILITY = (
+    2  # of each prepared voxel, output and configuration: a prediction along other axes is turned as a whole
+)
+BYTES_PER_VOXEL = 40  # of the scan: label maps, their components and their scores
 
-Combination = tuple[str, ...]  # names of configurations whose probabilities are averaged
 
-
-def main(results: str, configurations: str, folds: str, threads: int = 1) -> None:
-    """`configurations` and `folds` are lists with commas."""
+def main(results: str, configurations: str, folds: str, settings: str, threads: int = 1) -> None:
+    """`configurations` and `folds` are lists with commas, `settings` is JSON: postprocess."""
     files = Results(results)
     names = [name for name in configurations.split(",") if not records.left_out(files.plan(name))]
     if not names:
         raise PlanError(f"{configurations}: left out by the plan, so nothing is trained. Add 3d_fullres or 2d.")
     numbers = [int(fold) for fold in folds.split(",")]
     cases = [case for case in records.read_cases(files.cases) if case.fold in numbers]
+    plan, cohort = read_plan(files.plan(names[0])), records.read_cohort(files.cohort)
     for name in names:
         for fold in numbers:
             records.verify_file_list(files.predicted(name, fold))
-    plan, cohort = read_plan(files.plan(names[0])), records.read_cohort(files.cohort)
-    offered = all_combinations(names)
-    score = partial(score_case, files=files, offered=offered, plan=plan, cohort=cohort)
-    shapes = [case["shape"] for case in records.read_json(files.fingerprint)["cases"]]
-    workers = num_processes(threads, shapes, plan.num_outputs, psutil.virtual_memory().available)
-    scores = process_map(score, cases, max_workers=workers, desc="ensemble scores", mininterval=5)
-    chosen = choose(scores, [case.fold for case in cases], offered, numbers)
-    write = partial(write_combined, files=files, plan=plan)
-    combined = [chosen[case.fold] for case in cases]
-    masks = process_map(write, cases, combined, max_workers=workers, desc="ensemble masks", mininterval=5)
-    everything = mean_scores(scores, offered)
+            if len(names) > 1 and not cohort.is_regression:
+                records.verify_file_list(files.list_of_probabilities(name, fold))
+    is_cleaned = json.loads(settings)["postprocess"] and not cohort.is_regression
+    labels = [target.label for target in cohort.targets] or [TARGET]  # of a regression
+    offer = Offer(all_combinations(names), OPTIONS if is_cleaned else (NOTHING,), labels)
+    largest = max(bytes_of(files, case.case, names, plan.num_outputs) for case in cases)
+    workers = num_processes(threads, largest, psutil.virtual_memory().available)
+    scores: list[CaseScores] = []
+    if len(names) > 1 or is_cleaned:
+        score = partial(score_case, files=files, offer=offer, plan=plan, cohort=cohort)
+        scores = process_map(score, cases, max_workers=workers, desc="ensemble scores", mininterval=5)
+    chosen, for_new_scans = decide(scores, numbers, offer)
+    write = partial(write_combined, files=files, plan=plan, cohort=cohort)
+    choices = [chosen[case.fold] for case in cases]
+    masks = process_map(write, cases, choices, max_workers=workers, desc="ensemble masks", mininterval=5)
+    reason = explain(len(numbers), len(names), is_regression=cohort.is_regression)
     records.write_json(
         files.choice,
         {
             "per_fold": {
-                str(fold): {
-                    "chosen": list(chosen[fold]),
-                    "reason": explain(len(numbers), len(names), is_regression=cohort.is_regression),
-                }
-                for fold in numbers
+                str(fold): {"chosen": list(one.combination), "reason": reason} for fold, one in chosen.items()
             },
-            "for_new_scans": list(best(offered, everything)),
-            "scores": {"+".join(part): abs(value) for part, value in everything.items()} if len(names) > 1 else {},
+            "for_new_scans": list(for_new_scans.combination),
+            "scores": {"+".join(part): abs(value) for part, value in mean_scores(scores, offer).items()},
+            "postprocess": {
+                "reason": explain_cleaning(len(numbers), is_cleaned=is_cleaned, is_regression=cohort.is_regression),
+                "per_fold": {str(fold): accepted_as_json(one, labels) for fold, one in chosen.items()},
+                "for_new_scans": accepted_as_json(for_new_scans, labels),
+            },
+            "estimate": estimate(scores, chosen, for_new_scans, offer),
             "files": {str(mask): records.sha256(mask) for mask in masks},
         },
     )
@@ -89,17 +118,39 @@ def explain(num_folds: int, num_configurations: int, *, is_regression: bool = Fa
     return f"{measure} on the cases of the other folds"
 
 
-def combine(files: Results, case: str, combination: Combination, plan: Plan) -> Segmentation:
+def explain_cleaning(num_folds: int, *, is_cleaned: bool, is_regression: bool = False) -> str:
+    if is_regression:
+        return "a regression has no labels to clean"
+    if not is_cleaned:
+        return "switched off, `ensemble.postprocess` is false"
+    rule = (
+        f"done to a label where its mean DSC rises by {SMALLEST_GAIN} or more on the cases that choose, "
+        f"with at least {FEWEST_BETTER} of them better, and {FEWEST_BETTER} for each that gets worse"
+    )
+    if num_folds == 1:
+        return (
+            f"{rule}; only one fold was run, so there were no others to choose for its cases, which stay as predicted"
+        )
+    return f"{rule}; for a fold the cases of the others choose"
+
+
+def estimate(
+    scores: Sequence[CaseScores], chosen: Mapping[int, Choice], for_new_scans: Choice, offer: Offer
+) -> dict[str, float]:
+    """What was reached without the cases in question, and what the choice with all of them would have claimed."""
+    if not scores:
+        return {}
+    honest, naive = (score_of(scores, one, offer) for one in (chosen, dict.fromkeys(chosen, for_new_scans)))
+    return {"chosen": abs(honest), "naive": abs(naive), "optimism": naive - honest}
+
+
+def combine(files: Results, case: Case, combination: Combination, plan: Plan) -> Segmentation:
     """(I, J, K) in RAS order: the label map of the mean probabilities; one configuration alone keeps its own mask."""
     if len(combination) == 1:
-        return read_labels_ras(files.mask(combination[0], case))[0]
-    return restore_labels(
-        [
-            open_prediction(files.probabilities(name, case), load_placement(files.arrays(name, case)))
-            for name in combination
-        ],
-        plan,
-    )
+        return read_labels_ras(files.mask(combination[0], case.case))[0]
+    stored = [files.probabilities_of(name, case.fold, case.case) for name in combination]
+    placements = [load_placement(files.arrays(name, case.case)) for name in combination]
+    return restore_labels([*map(open_prediction, stored, placements)], plan)
 
 
 def mean_values(files: Results, case: str, combination: Combination) -> Volume:
@@ -118,70 +169,45 @@ def _mean(volumes: Iterator[Volume]) -> Volume:
     return total
 
 
-def num_processes(threads: int, shapes: Iterable[Sequence[int]], num_outputs: int, free_bytes: int) -> int:
+def bytes_of(files: Results, case: str, names: Sequence[str], num_outputs: int) -> int:
+    """What combining, cleaning and scoring a scan takes."""
+    folders = [files.arrays(name, case) for name in names]
+    num_prepared = sum(math.prod(load_image(folder).shape[1:]) for folder in folders)
+    num_voxels = math.prod(load_placement(folders[0]).shape_ras)
+    return num_prepared * num_outputs * BYTES_PER_PROBABILITY + num_voxels * BYTES_PER_VOXEL
+
+
+def num_processes(threads: int, largest_bytes: int, free_bytes: int) -> int:
     """As many as have room for the largest scan at the same time, one at least and `threads` at most."""
-    largest = max(math.prod(shape) for shape in shapes) * (num_outputs * BYTES_PER_OUTPUT + BYTES_PER_VOXEL)
-    return max(1, min(threads, free_bytes // largest))
+    return max(1, min(threads, free_bytes // largest_bytes))
 
 
-def score_case(
-    case: Case, *, files: Results, offered: Sequence[Combination], plan: Plan, cohort: Cohort
-) -> dict[Combination, float | None]:
-    """How good each combination is: mean DSC over the foreground labels or regions, None where neither mask has any;
-    in a regression the mean absolute error, below 0 so that more is better."""
-    if len(offered) == 1:
-        return dict.fromkeys(offered, None)
+def score_case(case: Case, *, files: Results, offer: Offer, plan: Plan, cohort: Cohort) -> CaseScores:
+    """The DSC of every target under each combination and option; in a regression the mean absolute error, below 0."""
     assert case.label is not None, case
     if cohort.is_regression:
         values = read_ras(case.label)[0]
-        return {part: -mean_absolute_error(values, mean_values(files, case.case, part)) for part in offered}
-    reference = read_labels_ras(case.label)[0]
-    scores: dict[Combination, float | None] = {}
-    for combination in offered:
-        prediction = combine(files, case.case, combination, plan)
-        found = [score for score in per_target(dsc, reference, prediction, cohort) if score is not None]
-        scores[combination] = float(np.mean(found)) if found else None
-    return scores
+        found = [-mean_absolute_error(values, mean_values(files, case.case, part)) for part in offer.combinations]
+        return CaseScores(case.fold, np.array(found, np.float32).reshape(-1, 1, 1), (np.empty(0),))
+    reference, grid = read_labels_ras(case.label)
+    sizes = component_sizes(reference, cohort)
+    score = partial(score_options, spacing_mm=grid.spacing_mm, options=offer.options, cohort=cohort)
+    tables = [
+        score(reference, combine(files, case, part, plan), [int(own.sum()) for own in sizes])
+        for part in offer.combinations
+    ]
+    return CaseScores(case.fold, np.stack(tables), tuple(own * math.prod(grid.spacing_mm) for own in sizes))
 
 
-def mean_scores(
-    scores: Sequence[Mapping[Combination, float | None]], offered: Sequence[Combination]
-) -> dict[Combination, float]:
-    """Mean over the cases that have a score; 0 if none has (with one configuration nothing is scored)."""
-    means = {}
-    for combination in offered:
-        found = [value for score in scores if (value := score[combination]) is not None]
-        means[combination] = float(np.mean(found)) if found else 0.0
-    return means
-
-
-def best(offered: Sequence[Combination], means: Mapping[Combination, float]) -> Combination:
-    """The one with the highest mean; of equal ones the first offered."""
-    return offered[int(np.argmax([means[combination] for combination in offered]))]
-
-
-def choose(
-    scores: Sequence[Mapping[Combination, float | None]],
-    fold_of_case: Sequence[int],
-    offered: Sequence[Combination],
-    folds: Sequence[int],
-) -> dict[int, Combination]:
-    """For each fold the combination with the best mean score on the cases of the other folds; the first if there are none."""
-    chosen = {}
-    for fold in folds:
-        others = [score for score, own in zip(scores, fold_of_case, strict=True) if own != fold]
-        means = mean_scores(others, offered)
-        chosen[fold] = best(offered, means)
-    return chosen
-
-
-def write_combined(case: Case, combination: Combination, *, files: Results, plan: Plan) -> Path:
-    mask = files.mask("ensemble", case.case)
-    if plan.task == "regression":
-        write_volume(mask, mean_values(files, case.case, combination), case.channels[0])
-    else:
-        write_mask(mask, combine(files, case.case, combination, plan), case.channels[0])
-    return mask
+def write_combined(case: Case, choice: Choice, *, files: Results, plan: Plan, cohort: Cohort) -> Path:
+    path, scan = files.mask("ensemble", case.case), case.channels[0]
+    if cohort.is_regression:
+        write_volume(path, mean_values(files, case.case, choice.combination), scan)
+        return path
+    mask = combine(files, case, choice.combination, plan)
+    operations = choice.by_label([target.label for target in cohort.targets])
+    write_mask(path, postprocess(mask, grid_of(open_image(scan)).spacing_mm, operations, cohort), scan)
+    return path
 
 
 if __name__ == "__main__":

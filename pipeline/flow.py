@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import errors, records
 from pipeline.config import DEMO, LOW_RESOLUTION, PREVIOUS, complete
-from pipeline.paths import Results
+from pipeline.paths import Fold, Results
 
 
 class Run:
@@ -95,6 +95,16 @@ class Run:
         """The whole configuration, for the record; without what is for new scans, which the report does not describe."""
         return to_json({key: value for key, value in self.config.items() if key not in ("scans", "segment")})
 
+    def probabilities(self, configuration: str, fold: Fold) -> list[Path]:
+        """What `predict` leaves for `ensemble` besides masks: nothing if it has one configuration, or values, to combine."""
+        is_needed = len(self.configurations) > 1 and self.config["task"] == "segmentation"
+        return [self.files.probabilities(configuration, fold)] if is_needed else []
+
+    @property
+    def has_cascade(self) -> bool:
+        """Whether a configuration learns from masks of another one: predicting those again would train it again."""
+        return any(name in PREVIOUS for name in self.configurations)
+
     # input and params functions of rules: they get the wildcards of a job
 
     def configuration(self, wildcards: Any) -> str:
@@ -138,7 +148,8 @@ class Run:
         return first == LOW_RESOLUTION and "spacing_mm" not in self.config["configurations"][first]
 
     def _predicted(self, names: list[str]) -> list[Path]:
-        return [self.files.predicted(name, fold) for name in names for fold in self.run_folds]
+        jobs = [(name, fold) for name in names for fold in self.run_folds]
+        return [file for job in jobs for file in (self.files.predicted(*job), *self.probabilities(*job))]
 
 
 def to_json(value: Any) -> str:

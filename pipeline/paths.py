@@ -82,8 +82,15 @@ class Results:
     def predicted(self, configuration: str, fold: Fold) -> Path:
         return self.root / "predict" / configuration / f"fold_{fold}.json"
 
-    def probabilities(self, configuration: str, case: str) -> Path:
-        return self.root / "predict" / configuration / f"{case}.npz"
+    def probabilities(self, configuration: str, fold: Fold) -> Path:
+        """The folder of what one job predicted, which Snakemake deletes once `ensemble` has read it."""
+        return self.root / "predict" / configuration / f"fold_{fold}"
+
+    def probabilities_of(self, configuration: str, fold: Fold, case: str) -> Path:
+        return self.probabilities(configuration, fold) / f"{case}.npz"
+
+    def list_of_probabilities(self, configuration: str, fold: Fold) -> Path:
+        return self.probabilities(configuration, fold) / "files.json"
 
     def mask(self, configuration: str, case: str) -> Path:
         return self.root / "masks" / configuration / f"{case}.nii.gz"

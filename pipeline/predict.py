@@ -36,7 +36,7 @@ def main(
     device: str = "auto",
     threads: int = 1,
 ) -> None:
-    """`keep_probabilities` is needed when several configurations are to be combined."""
+    """`keep_probabilities` is needed when several configurations of a segmentation are to be combined."""
     files = Results(results)
     torch.set_num_threads(threads)
     processor = pick_device(device)
@@ -45,18 +45,21 @@ def main(
     cases = records.cases_of_fold(records.read_cases(files.cases), fold)
     setting, wanted = read_setting(files.inference(configuration)).for_scans(len(cases)), json.loads(settings)
     mirrors = find_mirrors(model.plan, wanted["train_mirror"])
-    made: list[Path] = []
+    masks: list[Path] = []
+    maps: list[Path] = []
     for case in tqdm(cases, desc="predict", mininterval=5):
         folder = files.arrays(configuration, case.case)
         image = load_image(folder)
         window = window_of(setting, model.plan, model.width, image.shape[1:], mirrors, wanted["memory_gib"])
         prediction = predict_case([model], image, load_placement(folder), processor, window, case=case.case)
-        if keep_probabilities and model.plan.task == "segmentation":
-            made.append(files.probabilities(configuration, case.case))
-            prediction = save_prediction(made[-1], prediction)
-        made.append(files.mask(configuration, case.case))
-        write_prediction(made[-1], [prediction], model.plan, case.channels[0])
-    records.write_file_list(files.predicted(configuration, fold), made)
+        if keep_probabilities:
+            maps.append(files.probabilities_of(configuration, fold, case.case))
+            prediction = save_prediction(maps[-1], prediction)
+        masks.append(files.mask(configuration, case.case))
+        write_prediction(masks[-1], [prediction], model.plan, case.channels[0])
+    if keep_probabilities:
+        records.write_file_list(files.list_of_probabilities(configuration, fold), maps)
+    records.write_file_list(files.predicted(configuration, fold), masks)
 
 
 def predict_case(

@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import errors, figures, records
 from pipeline.bootstrap import NUM_RESAMPLES
+from pipeline.choice import operations_from_json
 from pipeline.evaluate import ENSEMBLE, MEAN
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.metrics import TOLERANCE_SLACK_MM
@@ -84,7 +85,7 @@ def main(results: str, settings: str, config: str = "{}") -> None:
         "plans": {name: plan_rows(records.read_json(files.plan(name))) for name in trained},
         "plan_notes": plan_notes(files, trained, json.loads(config)),
         "inference": {name: read_inference(files, name) for name in trained},
-        "choice": records.read_json(files.choice) if files.choice.exists() else None,
+        "choice": read_choice(files, cohort) if files.choice.exists() else None,
         "problems": problems,
         "provenance": provenance(),
         "config": yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True),
@@ -333,6 +334,25 @@ def read_inference(files: Results, configuration: str) -> Row | None:
         for row in content["tried"]
     ]
     return {**content, "tried": tried}
+
+
+def read_choice(files: Results, cohort: Cohort) -> Row:
+    """What `ensemble` chose, with its cleaning in words: one sentence for each label that is cleaned."""
+    choice = records.read_json(files.choice)
+    cleaning = choice["postprocess"]
+    for fold, chosen in choice["per_fold"].items():
+        chosen["cleaned"] = cleaning_words(cleaning["per_fold"][fold], cohort)
+    return {**choice, "cleaned": cleaning_words(cleaning["for_new_scans"], cohort)}
+
+
+def cleaning_words(accepted: Mapping[str, Mapping[str, Any]], cohort: Cohort) -> list[str]:
+    operations = operations_from_json(accepted, [target.label for target in cohort.targets])
+    return [
+        f"{target.name}: {operations[target.label].words()} (mean DSC {one['gain']:+.3f}, "
+        f"{one['better']} cases better, {one['worse']} worse)"
+        for target in cohort.targets
+        if (one := accepted.get(str(target.label)))
+    ]
 
 
 def plan_notes(files: Results, trained: Sequence[str], config: Mapping[str, Any]) -> list[str]:

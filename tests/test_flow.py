@@ -28,3 +28,13 @@ def test_the_cohorts_description_is_watched_where_there_is_one(tmp_path, monkeyp
         Path(folder, "dataset.json").touch()
     assert run.cohort_description == [Path("scans/dataset.json")]
     assert Run({"name": "a", "cohort": "demo"}).cohort_description == [], "the phantoms, whatever is called demo here"
+
+
+def test_what_predict_leaves_for_the_ensemble_is_what_it_can_combine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run({"name": "a", "cohort": "scans"})
+    assert run.probabilities("2d", 3) == [Path("results/a/predict/2d/fold_3")]
+    assert not Run({"name": "a", "cohort": "scans", "configurations": ["2d"]}).probabilities("2d", 3)
+    assert not Run({"name": "a", "cohort": "scans", "task": "regression"}).probabilities("2d", 3)
+    assert not run.has_cascade
+    assert Run({"name": "a", "cohort": "scans", "configurations": ["3d_lowres", "3d_cascade_fullres"]}).has_cascade

@@ -72,8 +72,17 @@ def make_run(
             records.write_table(files.progress(configuration, fold), PROGRESS, rows)
     if "ensemble" in configurations:
         per_fold = {str(fold): {"chosen": trained, "reason": "best on the other fold"} for fold in (0, 1)}
-        scores = {"2d+3d": 0.8, "2d": 0.7}
-        records.write_json(files.choice, {"per_fold": per_fold, "for_new_scans": ["3d"], "scores": scores, "files": {}})
+        largest = {"fill_holes": False, "min_mm3": 0.0, "keep_largest": True, "gain": 0.0123, "better": 5, "worse": 1}
+        cleaned = {"reason": "why", "per_fold": {"0": {"1": largest}, "1": {}}, "for_new_scans": {"1": largest}}
+        choice = {
+            "per_fold": per_fold,
+            "for_new_scans": ["3d"],
+            "scores": {"2d+3d": 0.8, "2d": 0.7},
+            "postprocess": cleaned,
+            "estimate": {"chosen": 0.8123, "naive": 0.8234, "optimism": 0.0111},
+            "files": {},
+        }
+        records.write_json(files.choice, choice)
     evaluate.main(files.name, ",".join(configurations), "0,1", json.dumps({"tolerance_mm": 2}))
     return files
 
@@ -151,6 +160,20 @@ def test_the_page_says_the_mean_and_interval_of_each_configuration() -> None:
         assert f"{float(row['dsc']):.3f}" in page and f"{low:.3f}–{high:.3f}" in page
     assert "best on the other fold" in page and "2d+3d" in page and "folds: 2" in page
     assert f">{np.__version__}<" in page
+
+
+def test_the_page_says_what_was_cleaned_and_how_much_better_the_naive_choice_would_have_looked() -> None:
+    files = make_run(["2d", "3d", "ensemble"], {1: EVIL, 4: "spleen"}, [1, 4])
+    page = page_of(files)
+    sentence = ": largest component kept (mean DSC +0.012, 5 cases better, 1 worse)"
+    assert page.count(f"&lt;script&gt;alert(1)&lt;/script&gt;{sentence}") == 2, "fold 0 and new scans"
+    assert "Cleaning: why." in page
+    assert "the mean DSC is 0.812. Chosen on the same cases it would have been\n0.823, optimistic by 0.011." in page
+    choice = records.read_json(files.choice)
+    records.write_json(files.choice, {**choice, "estimate": {"chosen": 0.9, "naive": 0.9, "optimism": 0.0}})
+    assert "optimistic by 0.000: by luck, the honest choice was no worse." in page_of(files)
+    records.write_json(files.choice, {**choice, "estimate": {}})
+    assert "optimistic by" not in page_of(files)
 
 
 def test_names_are_text_and_never_markup() -> None:
@@ -426,7 +449,9 @@ def test_errors_of_a_regression_are_said_in_digits_that_count_and_no_dsc_is() ->
     cohort = dataclasses.replace(records.read_cohort(files.cohort), labels={}, task="regression")
     records.write_cohort(files.cohort, cohort)
     choice = records.read_json(files.choice)
-    records.write_json(files.choice, {**choice, "scores": {"2d+3d": 0.00012346, "2d": 1234.5678}})
+    nothing = {"reason": "a regression has no labels to clean", "per_fold": {"0": {}, "1": {}}, "for_new_scans": {}}
+    scores = {"scores": {"2d+3d": 0.00012346, "2d": 1234.5678}, "postprocess": nothing}
+    records.write_json(files.choice, {**choice, **scores})
     evaluate.main(files.name, "2d,3d,ensemble", "0,1", json.dumps({"tolerance_mm": 2}))
     page = page_of(files)
     assert '<td class="num">0.0001235</td>' in page

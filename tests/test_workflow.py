@@ -145,6 +145,11 @@ def test_every_mask_lies_on_the_grid_of_its_scan_with_integer_labels(finished):
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 3}
 
 
+def test_probabilities_are_gone_once_the_ensemble_has_read_them(finished):
+    folder = finished / "results" / "tiny" / "predict"
+    assert {path.name for path in folder.rglob("*")} == {"2d", "3d_fullres", "fold_0.json", "fold_1.json"}
+
+
 def test_a_second_run_has_nothing_to_do(finished):
     assert "Nothing to be done" in (done := snakemake(finished)).stdout + done.stderr
 
@@ -156,6 +161,7 @@ def test_a_second_run_has_nothing_to_do(finished):
         ({"evaluate": {"tolerance_mm": 1}}, {"evaluate", "report"}),
         ({"train": {"iterations": 4}}, {"train", "inference", "predict", "ensemble", "evaluate", "report"}),
         ({"predict": {"overlap": 0.25}}, {"inference", "predict", "ensemble", "evaluate", "report"}),
+        ({"ensemble": {"postprocess": False}}, {"predict", "ensemble", "evaluate", "report"}),
     ],
 )
 def test_a_changed_setting_reruns_its_stage_and_what_follows(finished, change, rerun):
