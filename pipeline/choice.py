@@ -161,3 +161,8 @@ def operations_from_json(content: Mapping[str, Mapping[str, Any]], labels: Seque
     names = [field.name for field in fields(Operation)]
     by_text = {str(label): label for label in labels}
     return {by_text[text]: Operation(**{name: one[name] for name in names}) for text, one in content.items()}
+
+
+def operations_for_new_scans(choice: Mapping[str, Any], labels: Sequence[int | str]) -> Operations:
+    """What `choice.json` says of scans outside the cohort; nothing where it is from before masks were cleaned."""
+    return operations_from_json(choice.get("postprocess", {}).get("for_new_scans", {}), labels)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pipeline import dicom, errors, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
 from pipeline.check.problem import Problem
+from pipeline.choice import operations_for_new_scans
 from pipeline.config import PREVIOUS
 from pipeline.errors import CohortError, ImageError, PipelineError, TrainingError
 from pipeline.images import Segmentation, Spacing, Volume, grid_of, open_image, ras_grid, write_mask, write_volume
@@ -28,6 +29,7 @@ from pipeline.nn.device import Device, pick_device
 from pipeline.novelty import Seen, look_at, seen_in_training, unusual, unusual_volumes, volumes_ml
 from pipeline.paths import Results
 from pipeline.plan import Plan
+from pipeline.postprocess import Operations, postprocess
 from pipeline.predict import predict_case
 from pipeline.preprocess import prepare, read_channels
 from pipeline.records import Case, Cohort
@@ -46,10 +48,11 @@ class Trained:
     """What scans are segmented with, and what they are compared with; `made_of` identifies the former.
 
     Of each configuration the networks of its folds and how they cut a scan; those that are `chosen` are averaged, others are
-    there because one of these refines their masks.
+    there because one of these refines their masks. `operations` clean what comes of it.
     """
 
     chosen: list[str]
+    operations: Operations
     ensembles: dict[str, tuple[list[Model], Setting]]
     made_of: dict[str, str]
     cohort: Cohort
@@ -99,8 +102,12 @@ def load_trained(
     files: Results, folds: Sequence[str], device: Device, settings: dict[str, Any], num_scans: int
 ) -> Trained:
     """`num_scans`: whether compiling pays depends on it, yet a mask is as good either way and stays."""
-    chosen: list[str] = records.read_json(files.choice)["for_new_scans"]
+    choice, cohort = records.read_json(files.choice), records.read_cohort(files.cohort)
+    chosen: list[str] = choice["for_new_scans"]
+    operations = operations_for_new_scans(choice, [target.label for target in cohort.targets])
+    cleaning = "; ".join(f"{label}: {operation.words()}" for label, operation in operations.items())
     ensembles, made_of = {}, {"chosen": " ".join(chosen), "settings": json.dumps(settings, sort_keys=True)}
+    made_of |= {"cleaning": cleaning}
     for name in with_previous(chosen):
         setting = read_setting(files.inference(name))
         paths = {fold: files.model(name, fold) for fold in folds}
@@ -110,9 +117,10 @@ def load_trained(
     fingerprint = records.read_json(files.fingerprint)
     return Trained(
         chosen=chosen,
+        operations=operations,
         ensembles=ensembles,
         made_of=made_of,
-        cohort=records.read_cohort(files.cohort),
+        cohort=cohort,
         seen=seen_in_training(fingerprint),
         volumes_ml=[case.get("volumes_ml", {}) for case in fingerprint["cases"]],
         device=device,
@@ -193,7 +201,7 @@ def segment_case(case: Case, trained: Trained, files: Results) -> tuple[list[str
     if plan.task == "regression":
         write_volume(files.segmented(case.case), restore_values(predictions), case.channels[0])
     else:
-        labels = restore_labels(predictions, plan)
+        labels = postprocess(restore_labels(predictions, plan), spacing_mm, trained.operations, trained.cohort)
         write_mask(files.segmented(case.case), labels, case.channels[0])
         found = found_labels(labels, spacing_mm, watches, trained.cohort, plan)
         flags += unusual_volumes({one.name: one.volume_ml for one in found}, trained.volumes_ml)

@@ -17,11 +17,12 @@ import torch
 
 from pipeline import records, segment, segment_tables
 from pipeline.errors import CohortError
-from pipeline.images import grid_of, open_image, read_ras
+from pipeline.images import grid_of, open_image, read_labels_ras, read_ras
 from pipeline.nn.checkpoints import load_model, save_model
 from pipeline.nn.networks import build_network
 from pipeline.novelty import look_at
 from pipeline.paths import Results
+from pipeline.postprocess import Operation, component_sizes
 from pipeline.records import Cohort
 from pipeline.windows import Setting
 from tests.test_dicom import HU, write_series
@@ -107,6 +108,20 @@ def test_a_mask_is_made_anew_when_anything_that_it_was_made_of_changes(trained, 
     assert num_made(capsys, memory_gib=4) == 0
     records.write_json(trained.choice, {"for_new_scans": ["one", "two"]})
     assert num_made(capsys, memory_gib=4) == 2
+
+
+def test_masks_of_new_scans_are_cleaned_as_the_ensemble_chose_and_made_anew_when_that_changes(trained, capsys):
+    cohort = records.read_cohort(trained.cohort)
+    assert num_made(capsys) == 2
+    before = component_sizes(read_labels_ras(trained.segmented("a"))[0], cohort)
+    assert max(map(len, before)) > 1, "a network that has learnt nothing"
+    largest = asdict(Operation(keep_largest=True))
+    cleaning = {"for_new_scans": {"2": largest, "5": largest}}
+    records.write_json(trained.choice, {"for_new_scans": ["one"], "postprocess": cleaning})
+    assert num_made(capsys) == 2
+    after = component_sizes(read_labels_ras(trained.segmented("a"))[0], cohort)
+    assert [sizes.tolist() for sizes in after] == [[sizes.max()] if len(sizes) else [] for sizes in before]
+    assert num_made(capsys) == 0
 
 
 def test_a_mask_without_a_record_or_a_record_without_its_mask_is_made_anew(trained, capsys):
