@@ -13,6 +13,7 @@ from pipeline.check.__main__ import main as check
 from pipeline.config import complete
 from pipeline.errors import CohortError, ImageError
 from pipeline.images import read_ras, write_volume
+from pipeline.inference import main as inference
 from pipeline.paths import Results
 from pipeline.phantoms import LABELS, VALUES, make_case, smooth_values, write_cohort
 from pipeline.predict import main as predict
@@ -149,7 +150,9 @@ def test_a_network_learns_values_through_the_stages(tmp_path, monkeypatch):
     for fold in range(5):
         preprocess("r", "3d_fullres", fold)
     train("r", "3d_fullres", 0, json.dumps(config["train"]), device="cpu")
-    predict("r", "3d_fullres", 0, json.dumps({"train_mirror": [], "memory_gib": 8}), device="cpu")
+    settings = {"train_mirror": [], "memory_gib": 8, "deterministic": True, **config["predict"]}
+    inference("r", "3d_fullres", 0, json.dumps(settings), device="cpu")
+    predict("r", "3d_fullres", 0, json.dumps(settings), device="cpu")
     (case,) = [case for case in records.read_cases(files.cases) if case.fold == 0]
     (score,) = measure_case(case, {"3d_fullres": files.mask("3d_fullres", case.case)})
     assert score.rmse < root_mean_square_error(read_ras(case.label)[0], np.float32(0)) / 2
