@@ -6,7 +6,6 @@ Knows MONAI's names, not its code: a bundle is plain data around a program. Impo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from pipeline.intensity import ForegroundIntensity, Scheme
 from pipeline.plan import RAS_AXES, Plan, by
 from pipeline.records import Cohort
 from pipeline.regions import painted_values
+from pipeline.windows import num_at_once
 
 SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 VERSION = "1.0.0"
 TRANSFORMS = "scripts.transforms"  # pipeline/nn/bundle/transforms.py, inside the bundle
-WINDOW_VOXELS = 500_000  # computed at once
 OVERLAP = 0.5  # of windows: what the faster settings of `inference` are measured against
 REQUIRED = ("nibabel", "scipy")  # beside MONAI, torch and numpy
 MEASURES = ("dsc", "nsd", "mae", "rmse")
@@ -126,7 +125,7 @@ def configure(plan: Plan) -> dict[str, Any]:
         "inferer": {
             "_target_": "SlidingWindowInferer" if plan.dims == 3 else "SliceInferer",
             "roi_size": list(plan.patch_size),
-            "sw_batch_size": max(1, WINDOW_VOXELS // prod(plan.patch_size)),
+            "sw_batch_size": num_at_once(plan.patch_size, "cpu"),
             "overlap": OVERLAP,
             "mode": "gaussian",
             "sw_device": "@device",

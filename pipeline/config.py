@@ -4,7 +4,7 @@ Knows the schema; does not look at the cohort or at any result.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +31,11 @@ LOSSES = {
     "regression": ("mse", "mae"),
 }
 UNWEIGHTED = ("generalized_dice", "mse", "mae")
+
+
+def with_previous(chosen: Sequence[str]) -> list[str]:
+    """The configurations and those whose masks they refine, each once."""
+    return list(dict.fromkeys([*chosen, *(PREVIOUS[name] for name in chosen if name in PREVIOUS)]))
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,9 +49,8 @@ from pipeline.regression import TARGET, mean_absolute_error
 from pipeline.restore import restore_labels
 
 # Memory of combining, cleaning and scoring one scan; tests/test_ensemble.py measures it.
-BYTES_PER_PROBABILITY = (
-    2  # of each prepared voxel, output and configuration: a prediction along other axes is turned as a whole
-)
+# Of each prepared voxel, output and configuration: a prediction along other axes is turned as a whole.
+BYTES_PER_PROBABILITY = 2
 BYTES_PER_VOXEL = 40  # of the scan: label maps, their components and their scores
 
 

@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 
 from pipeline import records
-from pipeline.config import PREVIOUS
+from pipeline.config import with_previous
 from pipeline.errors import PipelineError
 from pipeline.images import grid_of, open_image, ras_grid
 from pipeline.memory import PROCESS_BYTES, prepare_bytes
@@ -41,7 +41,7 @@ def scan_bytes(files: Results, scan: Path, fold: int, memory_gib: float) -> int:
         return 0
     chosen: list[str] = records.read_json(files.choice)["for_new_scans"]
     prepare, predict = 0, 0
-    for name in {*chosen, *(PREVIOUS[name] for name in chosen if name in PREVIOUS)}:
+    for name in with_previous(chosen):
         plan, setting = read_plan(files.plan(name)), read_setting(files.inference(name))
         width = records.read_facts(files.training_facts(name, fold)).width
         shape, prepared = prepared_shape(plan, grid.shape, grid.spacing_mm)

@@ -19,7 +19,7 @@ from pipeline import dicom, errors, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
 from pipeline.check.problem import Problem
 from pipeline.choice import operations_for_new_scans
-from pipeline.config import PREVIOUS
+from pipeline.config import with_previous
 from pipeline.errors import CohortError, ImageError, PipelineError, TrainingError
 from pipeline.images import Segmentation, Spacing, Volume, grid_of, open_image, ras_grid, write_mask, write_volume
 from pipeline.intensity import nonzero_box
@@ -126,11 +126,6 @@ def load_trained(
         device=device,
         settings=settings,
     )
-
-
-def with_previous(chosen: Sequence[str]) -> list[str]:
-    """The configurations and those whose masks they refine, each once."""
-    return list(dict.fromkeys([*chosen, *(PREVIOUS[name] for name in chosen if name in PREVIOUS)]))
 
 
 def segment_scan(scan: Scan, trained: Trained, files: Results) -> bool:
