@@ -27,7 +27,7 @@ from pipeline.paths import Results
 from pipeline.plan import Plan
 from pipeline.preprocess import load_classes, load_image, prepared_shape
 from pipeline.records import Case
-from pipeline.windows import Setting, num_at_once, num_voxels, predict_bytes, window_of
+from pipeline.windows import Setting, num_at_once, num_voxels, places, predict_bytes, window_of
 
 TOLERANCE = 0.001  # of the DSC, or of the relative error of a regression, that a faster setting may lose
 REFERENCE_OVERLAP, SMALL_OVERLAP = 0.5, 0.25
@@ -162,13 +162,16 @@ def measure(
     """Every setting on the same cases, as many as a minute allows; of settings that cut all cases alike, the first."""
     shapes = [image.shape[1:] for image, _ in cases]
     windows = {
-        setting: tuple(window_of(setting, model.plan, model.width, shape, mirrors, memory_gib) for shape in shapes)
+        setting: [window_of(setting, model.plan, model.width, shape, mirrors, memory_gib) for shape in shapes]
         for setting in offered
     }
-    first_of = {cuts: setting for setting, cuts in reversed(windows.items())}
-    found: dict[Setting, list[tuple[float, float, int]]] = {
-        setting: [] for setting, cuts in windows.items() if first_of[cuts] == setting
-    }
+    first_of: dict[str, Setting] = {}
+    for setting, of_cases in windows.items():
+        cuts = [
+            (one.size, one.mirrors, places(one, model.plan, shape)) for one, shape in zip(of_cases, shapes, strict=True)
+        ]
+        first_of.setdefault(repr(cuts), setting)
+    found: dict[Setting, list[tuple[float, float, int]]] = {setting: [] for setting in first_of.values()}
     begin = time.perf_counter()
     for index, (image, classes) in enumerate(tqdm(cases, desc="inference", mininterval=5)):
         for setting, figures in found.items():

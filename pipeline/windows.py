@@ -107,10 +107,15 @@ def predict_bytes(
     return PROCESS_BYTES + image + work + restore_bytes(plan, cropped_shape)
 
 
+def places(window: Window, plan: Plan, shape: Sequence[int]) -> list[list[int]]:
+    """Where the windows start in a scan of (D, H, W), along each axis of the plan's patch."""
+    axes = zip(shape[-plan.dims :], window.size, strict=True)
+    return [window_starts(edge, size, window.overlap) for edge, size in axes]
+
+
 def num_voxels(window: Window, plan: Plan, shape: Sequence[int]) -> int:
     """That the network reads in a scan of (D, H, W): the work, whatever the machine."""
-    axes = zip(shape[-plan.dims :], window.size, strict=True)
-    num_windows = prod(len(window_starts(edge, size, window.overlap)) for edge, size in axes)
+    num_windows = prod(map(len, places(window, plan, shape)))
     return num_windows * len(window.copies) * prod(window.size) * (shape[0] if plan.dims == 2 else 1)
 
 
