@@ -11,8 +11,8 @@ from pipeline.plan import Plan
 FLOAT = 4  # bytes
 MAPS_AT_ONCE = 6.0  # of the first stage's features, while a network predicts: skips, and what norms and joins copy
 OUTPUTS_AT_ONCE = 2.5  # of a window's outputs: as computed, and as added up
-ROWS_AT_ONCE = 6  # of the prepared grid, all outputs, while they are interpolated
-SHARE_INTERPOLATED = 0.3  # of the voxels of a row of the scan; the others lie inside a label
+ROWS_AT_ONCE = 4  # of the prepared grid, all outputs: two, their mixture and where that is stored
+MAPS_OF_A_ROW = 8  # of a row of the scan along the plan's axes, while one label after the other is interpolated
 MASKS_AT_ONCE = 4  # of the scan: along the plan's axes, as RAS, as the file has it, and compressed
 SCANS_AT_ONCE = 3  # of one channel in float32, besides all channels: as normalised, and half resampled
 PROCESS_BYTES = 600 * 2**20  # torch, MONAI and what else a stage imports
@@ -35,8 +35,8 @@ def slab_bytes(plan: Plan, length: int, shape: Sequence[int]) -> int:
 def restore_bytes(plan: Plan, cropped_shape: Sequence[int]) -> int:
     """A row of the scan along the plan's axes, where it is interpolated, and the mask."""
     value_bytes = FLOAT if plan.task == "regression" else 1 if max(plan.labels) < 256 else 2
-    row = FLOAT * plan.num_outputs * SHARE_INTERPOLATED * prod(cropped_shape[1:])
-    return round(2 * row + MASKS_AT_ONCE * value_bytes * prod(cropped_shape))
+    row = FLOAT * MAPS_OF_A_ROW * prod(cropped_shape[1:])
+    return row + MASKS_AT_ONCE * value_bytes * prod(cropped_shape)
 
 
 def prepare_bytes(plan: Plan, scan_shape: Sequence[int], shape: Sequence[int]) -> int:

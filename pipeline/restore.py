@@ -1,12 +1,11 @@
 """Predictions on prepared grids back to the scan's grid, row by row: memory holds a few rows, never labels x volume.
 
-Interpolation is linear, which lets most voxels do without it: where one label is the likeliest at all corners around a
-voxel, it is the likeliest in between. Only the others, near borders, are interpolated. Imports no torch.
+Interpolation is linear, so a label can be the likeliest only near voxels that give it some probability: each label is
+interpolated where it may win, and nowhere else. Imports no torch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +63,13 @@ class Taps:
     second: NDArray[np.intp]
     weight: NDArray[np.float32]
 
+    def cut(self, part: slice) -> "Taps":
+        return Taps(self.first[part], self.second[part], self.weight[part])
+
+    def reached(self, first: int, last: int) -> tuple[int, int]:
+        """Start and stop of the new voxels that the old ones `first` to `last` have a part in."""
+        return int(np.searchsorted(self.second, first)), int(np.searchsorted(self.first, last, side="right"))
+
 
 def restore_labels(predictions: Sequence[Prediction], plan: Plan) -> Segmentation:
     """(I, J, K) label values on the scan's RAS grid: what the mean of the predictions finds likeliest.
@@ -112,6 +118,8 @@ def taps_of(prediction: Prediction) -> list[Taps]:
 
 
 def between(array: Volume, taps: Taps, axis: int) -> Volume:
+    if not taps.weight.any():
+        return array.take(taps.first, axis)
     weight = np.expand_dims(taps.weight, tuple(range(1, array.ndim - axis)))
     first = array.take(taps.first, axis)
     return first + weight * (array.take(taps.second, axis) - first)
@@ -133,49 +141,37 @@ def rows_of_scan(prediction: Prediction) -> Iterator[Volume]:
 
 
 def _found(rows: Sequence[Volume], plane_taps: Sequence[Sequence[Taps]], *, has_regions: bool) -> Places:
-    """The mean of rows (L, h, w) to (H, W): the place of the likeliest label, or one after that of the last region."""
-    winner = _last_region if has_regions else _likeliest
-    places = np.arange(len(rows[0]) + 1, dtype=np.uint16) if has_regions else _possible(rows)
-    if not has_regions:
-        rows = [row[places] for row in rows]
-    corners = [
-        found.take(line, axis=0).take(column, axis=1)
-        for found, (across, along) in zip(map(winner, rows), plane_taps, strict=True)
-        for line, column in product((across.first, across.second), (along.first, along.second))
-    ]
-    found = corners[0]
-    unsure = np.flatnonzero(np.any([corner != found for corner in corners[1:]], axis=0))
-    if unsure.size:
-        lines, columns = np.divmod(unsure, found.shape[1])
-        total = np.zeros((len(rows[0]), len(unsure)), np.float32)
-        for row, (across, along) in zip(rows, plane_taps, strict=True):
-            flat = row.reshape(len(row), -1)
-            for line, line_weight in _ends(across, lines):
-                for column, column_weight in _ends(along, columns):
-                    total += flat[:, line * row.shape[2] + column] * (line_weight * column_weight)
-        found.ravel()[unsure] = winner(total / np.float32(len(rows)))
-    return places[found]
+    """The mean of rows (L, h, w) to (H, W): the place of the likeliest label, or one after that of the last region.
+
+    Map by map, as each fits into a core's cache, and only where it may win: the likeliest of L labels has 1 / L, but for
+    rounding.
+    """
+    floor = 0.5 if has_regions else 0.5 / len(rows[0])
+    shape = tuple(len(taps.first) for taps in plane_taps[0])
+    highest, found = np.full(shape, floor, np.float32), np.zeros(shape, np.uint16)
+    for place, maps in enumerate(zip(*rows, strict=True)):
+        if (box := _reach(maps, plane_taps, floor)) is None:
+            continue
+        values = []
+        for one, taps in zip(maps, plane_taps, strict=True):
+            across, along = (axis.cut(part) for axis, part in zip(taps, box, strict=True))
+            values.append(between(between(one, across, axis=0), along, axis=1))
+        value = values[0] if len(values) == 1 else np.mean(values, axis=0)
+        np.copyto(found[box], place + has_regions, where=value > highest[box])
+        if not has_regions:
+            np.maximum(highest[box], value, out=highest[box])
+    return found
 
 
-def _possible(rows: Sequence[Volume]) -> Places:
-    """Places of the labels that can be the likeliest somewhere: the winner of L has 1 / L, but for rounding."""
-    highest = np.max([row.max(axis=(1, 2)) for row in rows], axis=0)
-    return np.flatnonzero(highest >= 0.5 / len(highest)).astype(np.uint16)
-
-
-def _likeliest(row: Volume) -> Places:
-    return row.argmax(axis=0).astype(np.uint16)
-
-
-def _last_region(row: Volume) -> Places:
-    """(R, …) to (…): one after the place of the last region of more than 0.5, which is painted over the others; 0 if none."""
-    last = np.zeros(row.shape[1:], np.uint16)
-    for place, probability in enumerate(row, start=1):
-        last[probability > 0.5] = place
-    return last
-
-
-def _ends(taps: Taps, places: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    weight = taps.weight[places]
-    yield taps.first[places], 1 - weight
-    yield taps.second[places], weight
+def _reach(maps: Sequence[NDArray], plane_taps: Sequence[Sequence[Taps]], floor: float) -> tuple[slice, slice] | None:
+    """Lines and columns of the result that some map above `floor` has a part in."""
+    boxes = []
+    for one, taps in zip(maps, plane_taps, strict=True):
+        is_above = one > floor
+        if is_above.any():
+            inside = (np.flatnonzero(is_above.any(axis=axis)) for axis in (1, 0))
+            boxes.append([part.reached(there[0], there[-1]) for part, there in zip(taps, inside, strict=True)])
+    if not boxes:
+        return None
+    (tops, bottoms), (lefts, rights) = (zip(*sides, strict=True) for sides in zip(*boxes, strict=True))
+    return slice(min(tops), max(bottoms)), slice(min(lefts), max(rights))

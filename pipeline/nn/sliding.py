@@ -65,7 +65,7 @@ def predict_slabs(
     volume = torch.from_numpy(image).to(where)
     total = torch.zeros(plan.num_outputs, size[0], *padded[1:], device=where)
     weights = outer(profiles).to(where)
-    networks = [_caller(model, device, window) for model in models]
+    networks = [caller(model, device, window) for model in models]
     places = list(product(starts[1], starts[2], window.copies))
 
     for first, following in pairwise([*starts[0], padded[0]]):
@@ -100,7 +100,7 @@ def predict_slabs(
         total[:, num_left:] = 0
 
 
-def _caller(model: Model, device: Device, window: Window) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+def caller(model: Model, device: Device, window: Window) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
     """A function from windows (C, d, h, w) to logits (B, L, d, h, w) in float32; in 2D from one to (d, L, h, w)."""
     form = planned_form(model.plan, model.width, device)
     if window.is_compiled:  # compiled code is fastest with the channels last

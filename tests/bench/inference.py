@@ -62,11 +62,16 @@ def systems(peer: Peer, form: str, edge: int) -> dict[str, Measure]:
     def ours(*options: object) -> Measure:
         return lambda labels: once("ours", "--labels", labels, "--form", form, *shared, *options)
 
+    def network(*options: object) -> Measure:
+        return lambda labels: once("network", "--labels", labels, "--form", form, *shared, *options)
+
     return {
         "Segsnake": ours(),
         "Segsnake, compiled": ours("--compiled"),
         "MONAI sliding_window_inference": lambda labels: once("monai", "--labels", labels, *shared),
         PACKAGE: lambda labels: infer_inside(peer, labels, edge),
+        "the network alone": network(),
+        "the network alone, compiled": network("--compiled"),
         "Segsnake, overlap 0.25": ours("--overlap", 0.25),
         "Segsnake, one window": ours("--window", edge, "--overlap", 0),
     }
@@ -84,7 +89,7 @@ def compare(measures: dict[str, Measure], rounds: int, edge: int, note: str) -> 
             for name, of_system in found.items()
         }
         first = middle[next(iter(measures))]["seconds"]
-        sizes = f"{edge}^3, U-Net {WIDTH} to {WIDTH * 2 ** (STAGES - 1)}, patch {PATCH}^3, overlap 0.5, Gaussian"
+        sizes = f"{edge}^3, U-Net {WIDTH} to {WIDTH * 2 ** (STAGES - 1)}, patch {PATCH}^3, Gaussian, overlap 0.5 unless said"
         record(
             [
                 (

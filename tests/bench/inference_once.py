@@ -1,7 +1,7 @@
 """One measurement of inference in a process of its own: a JSON object with seconds and MiB on the last line.
 
-`ours` and `monai` take a random volume through the same random network to the label map on the same grid; `large` takes a
-scan on disk through `segment` to its mask on disk.
+`ours` and `monai` take a random volume through the same random network to the label map on the same grid, `network` is what
+the network's own calls take of it; `large` takes a scan on disk through `segment` to its mask on disk.
 """
 
 import json
@@ -24,7 +24,7 @@ from pipeline.nn.networks import build_network
 from pipeline.paths import Results
 from pipeline.plan import Plan, Width, plan_configuration
 from pipeline.records import Cohort, write_cohort, write_json
-from pipeline.windows import Setting, Window
+from pipeline.windows import Setting, Window, num_at_once, window_starts
 from tests.bench import memory
 from tests.bench.ours import CONFIGURATION
 
@@ -51,6 +51,7 @@ def main(
     processor = pick_device(device)
     measure: dict[str, Callable[[], Measured]] = {
         "ours": lambda: ours(make_plan(labels, form=form), window, overlap, edge, processor, is_compiled=compiled),
+        "network": lambda: network(make_plan(labels, form=form), overlap, edge, processor, is_compiled=compiled),
         "monai": lambda: monai(make_plan(labels), overlap, edge, processor),
         "large": lambda: large(Path(scan), form, device, threads),
     }
@@ -106,6 +107,24 @@ def ours(plan: Plan, size: int, overlap: float, edge: int, device: Device, *, is
         argmax_s += time.perf_counter() - at
     assert start == edge, start
     return measured(begin, argmax_s, base)
+
+
+def network(plan: Plan, overlap: float, edge: int, device: Device, *, is_compiled: bool) -> Measured:
+    """The calls that `ours` makes, of the network only: what no way of adding windows up can save."""
+    from pipeline.nn.sliding import caller
+
+    torch.manual_seed(0)
+    window = Window((PATCH,) * 3, overlap, is_compiled=is_compiled)
+    call = caller(Model(build_network(plan, WIDTH).to(device.where).eval(), plan, WIDTH), device, window)
+    at_once = num_at_once(window.size, device.where.type)
+    num_windows = len(window_starts(edge, PATCH, overlap)) ** 3
+    windows = torch.randn(at_once, 1, *window.size, device=device.where).unbind()
+    with torch.inference_mode():
+        call(windows)
+        base, begin = memory.start(), time.perf_counter()
+        for _ in range(num_windows // at_once):
+            call(windows)
+    return measured(begin, 0, base)
 
 
 def monai(plan: Plan, overlap: float, edge: int, device: Device) -> Measured:
