@@ -63,6 +63,7 @@ rule check:
         rules.discover.output,
     output:
         files.manifest,
+        files.checked_cases,
     log:
         files.log("check"),
     conda:
@@ -77,7 +78,7 @@ rule check:
 rule fingerprint:
     """Shapes, spacings and intensities of the cohort."""
     input:
-        files.manifest,
+        rules.check.output,
     output:
         files.fingerprint,
     log:

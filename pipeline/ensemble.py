@@ -61,7 +61,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     if not names:
         raise PlanError(f"{configurations}: left out by the plan, so nothing is trained. Add 3d_fullres or 2d.")
     numbers = [int(fold) for fold in folds.split(",")]
-    cases = [case for case in records.read_cases(files.cases) if case.fold in numbers]
+    cases = [case for case in records.read_cases(files.checked_cases) if case.fold in numbers]
     plan, cohort = read_plan(files.plan(names[0])), records.read_cohort(files.cohort)
     for name in names:
         for fold in numbers:

@@ -73,7 +73,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     wanted = [int(fold) for fold in folds.split(",")]
     if ENSEMBLE in names:
         records.verify_file_list(files.choice)
-    cases = [case for case in records.read_cases(files.cases) if case.fold in wanted]
+    cases = [case for case in records.read_cases(files.checked_cases) if case.fold in wanted]
     masks = [{name: files.mask(name, case.case) for name in names} for case in cases]
     measure_one = partial(
         score_case, cohort=records.read_cohort(files.cohort), tolerance_mm=json.loads(settings)["tolerance_mm"]

@@ -74,7 +74,7 @@ def write_bundle(files: Results, configuration: str, models: Mapping[str, Model]
 
 def gather(files: Results, configuration: str, models: Mapping[str, Model]) -> About:
     """Where the networks of one configuration come from and how good they are, as far as that was written down."""
-    cases = records.read_cases(files.cases)
+    cases = records.read_cases(files.checked_cases)
     rows = records.read_table(files.summary) if files.summary.exists() else []
     scores = {
         row["name"]: {measure: float(row[measure]) for measure in MEASURES if row.get(measure)}

@@ -23,7 +23,7 @@ SAMPLES = 10_000_000  # foreground voxels in the whole cohort; nnU-Net takes 1e8
 
 def main(results: str, threads: int = 1) -> None:
     files = Results(results)
-    cases = records.read_cases(files.cases)
+    cases = records.read_cases(files.checked_cases)
     cohort = records.read_cohort(files.cohort)
     samples_per_case = max(1, SAMPLES // len(cases))
     look = partial(fingerprint_case, num_samples=samples_per_case, cohort=cohort)

@@ -63,7 +63,7 @@ def main(
     mirrors = find_mirrors(model.plan, wanted["train_mirror"])
     is_fixed = ARCHITECTURES[model.plan.network].has_fixed_patch
     offered = candidates(wanted, has_mirrors=bool(mirrors), is_fixed=is_fixed)
-    cases = [case for case in records.cases_of_fold(records.read_cases(files.cases), fold) if case.label]
+    cases = [case for case in records.cases_of_fold(records.read_cases(files.checked_cases), fold) if case.label]
     tried = []
     if len(offered) > 1:
         folders = [files.arrays(configuration, case.case) for case in spread(cases, MOST_CASES)]
@@ -74,7 +74,7 @@ def main(
         chosen = replace(chosen, compile_s=0.0, saved_s=1.0)
     elif wanted["compile"] == "auto" and not wanted["deterministic"]:
         seconds_per_case = next((row.seconds / row.num_cases for row in tried if row.setting == chosen), 0.0)
-        num_cases = len(records.read_cases(files.cases))
+        num_cases = len(records.read_cases(files.checked_cases))
         if chosen.window is not None and seconds_per_case * num_cases > LONG_COHORT_S:
             chosen = with_compiler(chosen, model, processor, seconds_per_case)
     scans = records.read_json(files.fingerprint)["cases"]

@@ -32,6 +32,11 @@ class Results:
         return self.root / "discover" / "demo"
 
     @property
+    def checked_cases(self) -> Path:
+        """What every stage after `check` reads in place of `cases`: the cases that were not dropped, of files to be read."""
+        return self.root / "check" / "cases.tsv"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "check" / "manifest.tsv"
 

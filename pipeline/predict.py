@@ -42,7 +42,7 @@ def main(
     processor = pick_device(device)
     records.verify_file_list(files.preprocessed(configuration, fold))
     model = load_model(files.model(configuration, fold), processor.where)
-    cases = records.cases_of_fold(records.read_cases(files.cases), fold)
+    cases = records.cases_of_fold(records.read_cases(files.checked_cases), fold)
     setting, wanted = read_setting(files.inference(configuration)).for_scans(len(cases)), json.loads(settings)
     mirrors = find_mirrors(model.plan, wanted["train_mirror"])
     masks: list[Path] = []

@@ -56,7 +56,7 @@ def main(results: str, configuration: str, fold: int, threads: int = 1) -> None:
     plan = read_plan(files.plan(configuration))
     if is_edited(files.plan(configuration)):
         print(edited_note(files.plan(configuration)))
-    cases = records.cases_of_fold(records.read_cases(files.cases), fold)
+    cases = records.cases_of_fold(records.read_cases(files.checked_cases), fold)
     folders = [files.arrays(configuration, case.case) for case in cases]
     if plan.previous:
         records.verify_file_list(files.predicted(plan.previous, fold))

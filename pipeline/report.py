@@ -56,7 +56,7 @@ class Shown:
 def main(results: str, settings: str, config: str = "{}") -> None:
     """`settings`: `{"title": "", "cases": 3}`; `config`: the whole resolved configuration, for the record."""
     files, wanted = Results(results), json.loads(settings)
-    cohort, cases = records.read_cohort(files.cohort), records.read_cases(files.cases)
+    cohort, cases = records.read_cohort(files.cohort), records.read_cases(files.checked_cases)
     metrics, summary = read_frame(files.metrics), read_frame(files.summary)
     problems = records.read_table(files.problems)
     headline = headline_configuration(summary)

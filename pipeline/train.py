@@ -64,7 +64,7 @@ def main(
 ) -> None:
     files, wanted = Results(results), json.loads(settings)
     plan = read_plan(files.plan(configuration))
-    cases = records.read_cases(files.cases)
+    cases = records.read_cases(files.checked_cases)
     shards = [files.preprocessed(configuration, shard) for shard in sorted({case.fold for case in cases})]
     for shard in shards:
         records.verify_file_list(shard)

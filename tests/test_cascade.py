@@ -13,6 +13,7 @@ from scipy import ndimage
 from torch import nn
 
 from pipeline import discover, fingerprint, records, segment
+from pipeline.check.__main__ import main as check
 from pipeline.config import complete
 from pipeline.errors import CohortError, PlanError
 from pipeline.flow import Run
@@ -295,6 +296,7 @@ def finished(tmp_path_factory):
         )
         keys = ("folds", "seed", "labels", "channels", "ignore_label", "task")
         discover.main("c", "scans", json.dumps({**{key: config[key] for key in keys}, "regions": []}))
+        check("c")
         fingerprint.main("c")
         described, cohort = records.read_json(files.fingerprint), records.read_cohort(files.cohort)
         for name, wanted in config["configurations"].items():
@@ -318,7 +320,7 @@ def test_a_cascade_is_trained_on_out_of_fold_masks_and_predicts_on_the_grid_of_e
     monkeypatch.chdir(finished)
     files = Results("c")
     plan = read_plan(files.plan(FULL))
-    for case in records.read_cases(files.cases):
+    for case in records.read_cases(files.checked_cases):
         mask, _ = read_labels_ras(files.mask(LOW, case.case))
         shape, box = mask.shape, load_placement(files.arrays(FULL, case.case)).box
         image = load_image(files.arrays(FULL, case.case))
@@ -333,7 +335,7 @@ def test_a_cascade_is_trained_on_out_of_fold_masks_and_predicts_on_the_grid_of_e
 def test_a_changed_mask_is_noticed_before_a_cascade_reads_it(finished, monkeypatch):
     monkeypatch.chdir(finished)
     files = Results("c")
-    case = next(case for case in records.read_cases(files.cases) if case.fold == 0)
+    case = next(case for case in records.read_cases(files.checked_cases) if case.fold == 0)
     path = files.mask(LOW, case.case)
     before = path.read_bytes()
     nib.save(nib.load(case.label), path)

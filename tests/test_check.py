@@ -573,6 +573,7 @@ def test_a_sound_cohort_has_a_manifest_and_an_empty_table_of_problems(
         ("case_1", "image_0"),
     ]
     assert len(rows) == 8
+    assert records.read_cases(Results("odd").checked_cases) == cohort
     first, again = capsys.readouterr().out.splitlines()
     assert first == "check: 4 cases, 8 files, 0 fixes and warnings, none refused"
     assert again.endswith("read again with `snakemake --cores 8 --forcerun check`")
@@ -620,6 +621,7 @@ def test_an_earlier_manifest_does_not_survive_a_refusal(cohort: list[Case]) -> N
     with pytest.raises(CohortError, match="1 problem in 1 of 4 cases"):
         main("odd")
     assert not Results("odd").manifest.exists()
+    assert not Results("odd").checked_cases.exists()
 
 
 def test_fixes_and_warnings_are_recorded_and_do_not_stop_the_cohort(

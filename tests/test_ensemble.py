@@ -140,7 +140,7 @@ def run(tmp_path, monkeypatch):
         records.write_file_list(files.predicted("3d", fold), [save(files.mask("3d", name), predicted)])
         records.write_json(files.arrays("3d", name) / "placement.json", asdict(as_it_is(SHAPE)))
         np.save(files.arrays("3d", name) / "image.npy", truth[None])
-    records.write_cases(files.cases, cases)
+    records.write_cases(files.checked_cases, cases)
     records.write_cohort(files.cohort, COHORT)
     records.write_json(files.plan("3d"), asdict(make_plan(configuration="3d", widths=(Width(4, 0.1),))))
     return files

@@ -141,7 +141,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
         )
         for name, fold in folds.items()
     ]
-    records.write_cases(files.cases, cases)
+    records.write_cases(files.checked_cases, cases)
     records.write_cohort(files.cohort, COHORT)
     for name in folds:
         write_labels(files.mask("2d", name), labels)
@@ -173,7 +173,7 @@ def test_only_the_cases_of_the_given_folds_are_scored(run: Results) -> None:
 
 def test_a_label_absent_everywhere_is_an_empty_cell(run: Results) -> None:
     without = np.where(phantom() == 4, 0, phantom())
-    for case in records.read_cases(run.cases):
+    for case in records.read_cases(run.checked_cases):
         assert case.label
         write_labels(case.label, without)
         write_labels(run.mask("2d", case.case), without)

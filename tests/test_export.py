@@ -96,7 +96,7 @@ def run(request, tmp_path_factory):
         files = Results("tiny")
         cohort = {"labels": LABELS, "channels": dict(enumerate(plan.channels)), **of_cohort}
         records.write_cohort(files.cohort, Cohort(name="phantoms", layout="MSD", **cohort))
-        records.write_cases(files.cases, [Case("a", "a", 0, None, (Path("a.nii.gz"),) * len(plan.channels))])
+        records.write_cases(files.checked_cases, [Case("a", "a", 0, None, (Path("a.nii.gz"),) * len(plan.channels))])
         for fold in (0, 1):
             save_model(files.model(request.param, fold), teach(plan, fold).state_dict(), WIDTH, plan)
         records.write_json(files.choice, {"for_new_scans": [request.param]})
@@ -184,7 +184,7 @@ def untaught(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files, plan = Results("tiny"), make_plan(configuration="one", **IN_2D)
     records.write_cohort(files.cohort, Cohort("phantoms", "MSD", LABELS, {0: "MRI"}))
-    records.write_cases(files.cases, [Case("a", "a", 0, None, (Path("a.nii.gz"),))])
+    records.write_cases(files.checked_cases, [Case("a", "a", 0, None, (Path("a.nii.gz"),))])
     save_model(files.model("one", 0), build_network(plan, WIDTH).state_dict(), WIDTH, plan)
     records.write_json(files.choice, {"for_new_scans": ["one"]})
     return files

@@ -161,7 +161,7 @@ def test_the_stage_writes_what_it_tried_and_predict_reads_it(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     files, model = Results("tiny"), small_model()
     save_model(files.model("3d_fullres", 0), model.network.state_dict(), 4, model.plan)
-    records.write_cases(files.cases, [Case("a", "a", 0, tmp_path / "a.nii", (tmp_path / "a.nii",))])
+    records.write_cases(files.checked_cases, [Case("a", "a", 0, tmp_path / "a.nii", (tmp_path / "a.nii",))])
     image = np.random.default_rng(0).normal(size=(1, 33, 24, 32)).astype(np.float32)
     classes = (image[0] > 1).astype(np.uint16)
     row = {"shape_nonzero": [32, 24, 33], "spacing_mm": [0.7, 1.0, 2.5]}

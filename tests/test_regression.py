@@ -139,6 +139,7 @@ def test_a_network_learns_values_through_the_stages(tmp_path, monkeypatch):
     )
     keys = ("folds", "seed", "labels", "channels", "ignore_label", "task")
     discover.main("r", "scans", json.dumps({**{key: config[key] for key in keys}, "regions": []}))
+    check("r")
     fingerprint.main("r")
     wanted = {**config["configurations"]["3d_fullres"], "normalisation": {}}
     described = records.read_json(files.fingerprint)
@@ -153,6 +154,6 @@ def test_a_network_learns_values_through_the_stages(tmp_path, monkeypatch):
     settings = {"train_mirror": [], "memory_gib": 8, "deterministic": True, **config["predict"]}
     inference("r", "3d_fullres", 0, json.dumps(settings), device="cpu")
     predict("r", "3d_fullres", 0, json.dumps(settings), device="cpu")
-    (case,) = [case for case in records.read_cases(files.cases) if case.fold == 0]
+    (case,) = [case for case in records.read_cases(files.checked_cases) if case.fold == 0]
     (score,) = measure_case(case, {"3d_fullres": files.mask("3d_fullres", case.case)})
     assert score.rmse < root_mean_square_error(read_ras(case.label)[0], np.float32(0)) / 2

@@ -54,7 +54,7 @@ def make_run(
             worse = truth.copy()
             worse[:, 2 : 2 + index + (configuration == "2d")] = 0
             save(files.mask(configuration, name), worse)
-    records.write_cases(files.cases, cases)
+    records.write_cases(files.checked_cases, cases)
     records.write_cohort(files.cohort, Cohort("tiny", "table", {0: "background"} | labels, {0: "T1"}))
     records.write_table(files.problems, PROBLEMS, [])
     trained = [name for name in configurations if name != "ensemble"]

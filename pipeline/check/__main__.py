@@ -22,6 +22,7 @@ PRINTED = 50
 def main(results: str, threads: int = 1) -> None:
     files = Results(results)
     files.manifest.unlink(missing_ok=True)
+    files.checked_cases.unlink(missing_ok=True)
     cases, cohort = records.read_cases(files.cases), records.read_cohort(files.cohort)
     look = partial(check_case, declared=cohort.declared)
     chunk = 1 + len(cases) // (16 * threads)
@@ -42,6 +43,7 @@ def main(results: str, threads: int = 1) -> None:
             f"refused, none expected: see {files.problems}. Do what its last column says."
         )
     records.write_table(files.manifest, MANIFEST, rows)
+    records.write_cases(files.checked_cases, cases)
     print(f"check: {len(cases)} cases, {len(rows)} files, {len(problems)} fixes and warnings, none refused")
     print("check: corrected scans or label files are read again with `snakemake --cores 8 --forcerun check`")
 

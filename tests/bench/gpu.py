@@ -56,7 +56,7 @@ def pack(cohort: Path, archive: Path, threads: int) -> None:
     ours.snakemake(*(FILES.preprocessed(CONFIGURATION, fold) for fold in range(NUM_FOLDS)), threads=threads)
     settings = {"plan": json.loads(ours.plan_settings), "train": ours.train_settings}
     records.write_json(ours.folder / FILES.root / SETTINGS, settings)
-    parts = [FILES.cases, FILES.cohort, FILES.fingerprint, FILES.root / "plan", FILES.root / SETTINGS]
+    parts = [FILES.checked_cases, FILES.cohort, FILES.fingerprint, FILES.root / "plan", FILES.root / SETTINGS]
     with records.written_whole(archive) as partial, tarfile.open(partial, "w:xz", preset=1) as tar:
         for part in [*parts, FILES.root / "preprocess" / CONFIGURATION]:
             tar.add(ours.folder / part, str(part))

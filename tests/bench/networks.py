@@ -88,7 +88,7 @@ def learn(ours: Ours, network: str, dims: int, minutes: float, device: Device) -
 
 
 def sources(ours: Ours, configuration: str, is_held_out: bool, device: Device) -> list[PatchSource]:
-    cases = [case for case in records.read_cases(ours.files.cases) if (case.fold == FOLD) == is_held_out]
+    cases = [case for case in records.read_cases(ours.files.checked_cases) if (case.fold == FOLD) == is_held_out]
     folders = [ours.files.arrays(configuration, case.case) for case in cases]
     return open_sources(folders, psutil.virtual_memory().available, device.where, device.free_bytes)
 
