@@ -75,6 +75,19 @@ def test_a_plan_of_another_kind_of_device_or_unmeasured_gives_the_usual_form():
     assert forms.usual_form(CPU, 2).name == "float32 channels_last"
 
 
+@pytest.mark.parametrize(
+    ("planned", "is_compiled", "expected"),
+    [
+        ("float32 channels_last_3d", False, "float32 contiguous_format"),
+        ("bfloat16 channels_last_3d", False, "bfloat16 channels_last_3d"),
+        ("float32 contiguous_format", True, "float32 channels_last_3d"),
+    ],
+)
+def test_a_cpu_predicts_in_the_layout_that_is_faster_without_gradients(planned, is_compiled, expected):
+    form = forms.prediction_form(make_plan(form=planned), 4, CPU, is_compiled=is_compiled)
+    assert form.name == expected
+
+
 def test_a_cpu_with_bfloat16_is_asked_whether_it_gains_and_one_without_is_not():
     assert len(forms.candidate_forms(BFLOAT16_CPU, 3)) == 4
     assert {form.precision for form in forms.candidate_forms(CPU, 3)} == {torch.float32}

@@ -6,7 +6,6 @@ serves the next one: what a scan takes depends on the length of a window, not on
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 from math import prod
@@ -22,8 +21,8 @@ from pipeline.images import Volume
 from pipeline.mirrors import Mirror
 from pipeline.nn.augment.spatial import swap
 from pipeline.nn.checkpoints import Model
-from pipeline.nn.device import Device, channels_last
-from pipeline.nn.forms import planned_form
+from pipeline.nn.device import Device
+from pipeline.nn.forms import prediction_form
 from pipeline.nn.outputs import activate
 from pipeline.nn.patches import cut
 from pipeline.plan import Plan
@@ -102,9 +101,7 @@ def predict_slabs(
 
 def caller(model: Model, device: Device, window: Window) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
     """A function from windows (C, d, h, w) to logits (B, L, d, h, w) in float32; in 2D from one to (d, L, h, w)."""
-    form = planned_form(model.plan, model.width, device)
-    if window.is_compiled:  # compiled code is fastest with the channels last
-        form = replace(form, layout=channels_last(model.plan.dims))
+    form = prediction_form(model.plan, model.width, device, is_compiled=window.is_compiled)
     prepared = form.prepare(model.network)
     options: Callable[[], AbstractContextManager[None]] = nullcontext
     if window.is_compiled:

@@ -65,7 +65,9 @@ def make_plan(
     own = {"features": width, "stages": stages, "patch_size": [PATCH] * 3, "spacing_mm": [spacing_mm] * 3}
     config = complete({"name": "inference", "cohort": "none", "configurations": {CONFIGURATION: own}})
     wanted = {**config["configurations"][CONFIGURATION], "normalisation": {}}
-    plan = plan_configuration(make_fingerprint(), make_cohort(num_labels), CONFIGURATION, wanted, memory_gib=8)
+    plan = plan_configuration(
+        make_fingerprint(num_labels), make_cohort(num_labels), CONFIGURATION, wanted, memory_gib=8
+    )
     return replace(plan, widths=(Width(width, 0.0, form, "cpu"),)) if form else plan
 
 
@@ -73,15 +75,16 @@ def make_cohort(num_labels: int) -> Cohort:
     return Cohort("inference", "none", {value: f"label {value}" for value in range(num_labels)}, {0: "MRI"})
 
 
-def make_fingerprint() -> dict[str, Any]:
+def make_fingerprint(num_labels: int) -> dict[str, Any]:
     intensity = asdict(describe(np.empty(0)))
+    names = [label.name for label in make_cohort(num_labels).targets]
     case = {"spacing_mm": [1.0] * 3, "shape": [EDGE] * 3, "shape_nonzero": [EDGE] * 3, "orientation": "RAS"}
     return {
         "num_cases": 1,
         "median_fraction_nonzero": 1.0,
         "target_rms": None,
         "channels": [{"channel": "MRI", **intensity}],
-        "cases": [{"case": "a", **case, "intensity": [intensity], "volumes_ml": {}}],
+        "cases": [{"case": "a", **case, "intensity": [intensity], "volumes_ml": dict.fromkeys(names, 1.0)}],
     }
 
 
@@ -159,7 +162,7 @@ def large(scan: Path, form: str, device: str, threads: int) -> Measured:
     torch.manual_seed(0)
     save_model(files.model(CONFIGURATION, 0), build_network(plan, LARGE_WIDTH).state_dict(), LARGE_WIDTH, plan)
     write_cohort(files.cohort, make_cohort(LARGE_LABELS))
-    write_json(files.fingerprint, make_fingerprint())
+    write_json(files.fingerprint, make_fingerprint(LARGE_LABELS))
     write_json(files.choice, {"for_new_scans": [CONFIGURATION]})
     write_json(files.inference(CONFIGURATION), asdict(Setting(window=1, overlap=0.5, mirror=False)))
     settings = {"train_mirror": [], "memory_gib": 2, "uncertainty": False}
