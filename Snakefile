@@ -71,8 +71,10 @@ rule check:
     threads: run.threads
     params:
         results=run.name,
+        settings=run.check_settings,
     shell:
-        "python -m pipeline.check --results {params.results:q} --threads {threads} 2>&1 | tee {log:q}"
+        "python -m pipeline.check --results {params.results:q} --settings {params.settings:q}"
+        " --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule fingerprint:

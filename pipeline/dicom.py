@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import records
-from pipeline.check.header import EQUAL_MM
 from pipeline.check.problem import Problem
 from pipeline.errors import CohortError, ImageError
-from pipeline.images import LARGEST_SHIFT, Affine
+from pipeline.images import EQUAL_MM, LARGEST_SHIFT, Affine
 
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 ROWS, COLUMNS, SAMPLES_PER_PIXEL = "0028|0010", "0028|0011", "0028|0002"

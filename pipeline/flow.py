@@ -41,6 +41,12 @@ class Run:
         return to_json({**{key: self.config[key] for key in keys}, "regions": list(self.config["regions"].items())})
 
     @property
+    def check_settings(self) -> str:
+        keys = ("on_problem", "xform", "nonfinite", "allow_unknown_orientation", "scan_gib")
+        has_3d = any(one["dims"] == 3 for one in self.config["configurations"].values())
+        return to_json({**{key: self.config[key] for key in keys}, "has_3d": has_3d})
+
+    @property
     def cohort_description(self) -> list[Path]:
         """The cohort's dataset.json, so that an edit of it reruns `discover`, which says so if there is none."""
         file = Path(self.config["cohort"]) / "dataset.json"

@@ -1,16 +1,18 @@
 """Scans and masks on disk, and the axis order of everything else: arrays here are `(I, J, K)` in nibabel order.
 
 Owner of orientation: `read_ras` turns a file into an array whose axes run to the patient's right, front and top;
-`write_mask` turns such an array back into the exact grid of its scan. Knows nothing of labels, plans or networks.
+`write_mask` turns such an array back into the exact grid of its scan. What a header leaves no choice about is mended as it
+is read (`grid_in`), and stays as it is in the file. Knows nothing of labels, plans or networks.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
@@ -25,7 +27,9 @@ Affine = NDArray[np.float64]  # (4, 4), voxel index to RAS+ millimetres
 Spacing = tuple[float, ...]  # mm along I, J, K
 Shape = tuple[int, ...]  # voxels along I, J, K
 
+EQUAL_MM = 0.01  # grids whose corners lie this near are equal; up to `LARGEST_SHIFT`, one of them is taken
 LARGEST_SHIFT = 0.1  # of the smallest spacing: corners further apart make two files two grids
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre, micron; 2 is mm, and 0, unknown, is nearly always mm
 UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 
 
@@ -61,7 +65,7 @@ def open_image(path: Path) -> nib.Nifti1Image:
     """The file's header, with its voxels still on disk.
 
     Raises:
-        ImageError: not a readable three-dimensional NIfTI file.
+        ImageError: not a readable NIfTI file of three axes; further axes of one voxel do not count.
     """
     try:
         image = nib.load(path)
@@ -69,13 +73,55 @@ def open_image(path: Path) -> nib.Nifti1Image:
         raise ImageError(f"{path}: cannot be read ({error}). Replace the file or drop the case.") from error
     if not isinstance(image, nib.Nifti1Image):
         raise ImageError(f"{path}: {type(image).__name__} found, NIfTI (.nii, .nii.gz) expected. Convert the file.")
-    if len(image.shape) != 3 or 0 in image.shape:
+    if len(shape := squeezed(image.shape)) != 3 or 0 in shape:
         raise ImageError(f"{path}: shape {image.shape}, three axes expected. Split or squeeze the file.")
     return image
 
 
+def squeezed(shape: Sequence[int]) -> Shape:
+    """Without axes of one voxel after the third."""
+    end = len(shape)
+    while end > 3 and shape[end - 1] == 1:
+        end -= 1
+    return tuple(int(size) for size in shape[:end])
+
+
 def grid_of(image: nib.Nifti1Image) -> Grid:
-    return Grid(tuple(int(size) for size in image.shape), np.asarray(image.affine, dtype=np.float64))
+    """
+    Raises:
+        ImageError: an affine that puts the voxels nowhere.
+    """
+    try:
+        return grid_in(image.header)
+    except np.linalg.LinAlgError as error:
+        raise ImageError(
+            f"{image.get_filename()}: affine {image.affine.tolist()}, an invertible one expected. Correct the header."
+        ) from error
+
+
+def grid_in(header: nib.Nifti1Header) -> Grid:
+    """What a header says, with the affine in mm, the axes at right angles and no further axes of one voxel.
+
+    Raises:
+        LinAlgError: an affine of zeros, or that is not finite.
+    """
+    grid = Grid(squeezed(header.get_data_shape()), affine_mm(header))
+    square = Grid(grid.shape, right_angled(grid.affine))
+    return square if grid.distance_mm(square) > EQUAL_MM else grid
+
+
+def affine_mm(header: nib.Nifti1Header) -> Affine:
+    """The affine that the header's codes choose, sheared if it is so there, in mm whatever the header's unit."""
+    factor = MM_PER_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)
+    return np.diag([factor, factor, factor, 1.0]) @ np.asarray(header.get_best_affine(), np.float64)
+
+
+def right_angled(affine: Affine) -> Affine:
+    """The affine of the same spacing and first voxel whose directions are the nearest rotation (polar decomposition)."""
+    spacing_mm = voxel_sizes(affine)
+    with np.errstate(divide="ignore", invalid="ignore"):  # svd refuses what is not finite
+        left, _, right = np.linalg.svd(affine[:3, :3] / spacing_mm)
+    return np.asarray(from_matvec(left @ right * spacing_mm, affine[:3, 3]))
 
 
 def read_voxels(image: nib.Nifti1Image) -> Volume:
@@ -85,7 +131,8 @@ def read_voxels(image: nib.Nifti1Image) -> Volume:
         ImageError: truncated or corrupt.
     """
     try:
-        return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+        voxels = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+        return voxels.reshape(squeezed(image.shape))
     except UNREADABLE as error:
         raise ImageError(f"{image.get_filename()}: voxels cannot be read ({error}). Replace the file.") from error
 
@@ -121,7 +168,8 @@ def read_ras(path: Path) -> tuple[Volume, Grid]:
         ImageError: unreadable, or not three-dimensional.
     """
     image = open_image(path)
-    return to_ras(read_voxels(image), image.affine), ras_grid(grid_of(image))
+    grid = grid_of(image)
+    return to_ras(read_voxels(image), grid.affine), ras_grid(grid)
 
 
 def read_labels_ras(path: Path) -> tuple[NDArray[np.int32], Grid]:
@@ -168,12 +216,12 @@ def write_volume(path: Path, volume_ras: Volume, scan: Path) -> None:
 def _write_like(path: Path, array_ras: NDArray, scan: Path, dtype: np.dtype) -> None:
     source = nib.load(scan)
     assert isinstance(source, nib.Nifti1Image)
-    array = from_ras(array_ras, source.affine)
-    assert array.shape == source.shape, (array.shape, source.shape)
+    array = from_ras(array_ras, grid_of(source).affine)
+    assert array.shape == squeezed(source.shape), (array.shape, source.shape)
     header = source.header.copy()
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     with written_whole(path) as partial:
         # no affine: nibabel then leaves every geometry field of the header as it is
-        nib.save(type(source)(array.astype(dtype), None, header), partial)
+        nib.save(type(source)(array.astype(dtype).reshape(source.shape), None, header), partial)

@@ -45,6 +45,10 @@ class Results:
         return self.root / "check" / "problems.tsv"
 
     @property
+    def problems_json(self) -> Path:
+        return self.root / "check" / "problems.json"
+
+    @property
     def fingerprint(self) -> Path:
         return self.root / "fingerprint" / "fingerprint.json"
 

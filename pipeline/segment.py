@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pipeline import dicom, errors, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
-from pipeline.check.problem import Problem
+from pipeline.check.problem import Asked, Problem
 from pipeline.choice import operations_for_new_scans
 from pipeline.config import with_previous
 from pipeline.errors import CohortError, ImageError, PipelineError, TrainingError
@@ -170,7 +170,7 @@ def check_scan(scan: Scan, cohort: Cohort, problems: list[Problem]) -> dict[str,
     if scan.series:
         mended = dicom.convert(scan.series, case.channels[0])
         problems += [replace(problem, case=case.case, file=str(scan.series[0].parent)) for problem in mended]
-    report = check_case(case, cohort.declared)
+    report = check_case(case, Asked(declared=cohort.declared))
     problems += [problem for problem in report.problems if problem.rule != LABEL_MISSING]
     refused = [one for one in problems if one.severity == "refuse" and one.file != str(case.label)]
     if refused:

@@ -10,6 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline import records
 from pipeline.check.__main__ import PRINTED, main, same_content, show
-from pipeline.check.case import check_case, check_file
-from pipeline.check.problem import COLUMNS, Problem
+from pipeline.check.case import check_case, check_file, row_of
+from pipeline.check.problem import COLUMNS, Asked, Problem
 from pipeline.discover import read_msd
 from pipeline.errors import CohortError
 from pipeline.images import grid_of, open_image, read_ras
@@ -32,6 +33,7 @@ SHAPE = (9, 11, 13)
 SPACING_MM = (0.7, 1.0, 2.5)
 LABELS = {0: "background", 1: "liver", 2: "spleen"}
 DECLARED = frozenset(LABELS)
+IMAGE, LABEL_MAP = Asked(), Asked(declared=DECLARED)
 
 Edit = Callable[[nib.Nifti1Header], None]
 
@@ -100,18 +102,18 @@ def only(problems: list[Problem]) -> Problem:
     return problems[0]
 
 
-def assert_refused(path: Path, rule: str, found: str, *, declared: frozenset[int] | None = None) -> None:
-    report = check_file(path, declared)
+def assert_refused(path: Path, rule: str, found: str, *, asked: Asked = IMAGE) -> None:
+    report = check_file(path, asked)
     problem = only(report.problems)
     assert (problem.severity, problem.rule) == ("refuse", rule)
     assert re.search(found, problem.found), problem
     assert problem.expected
     assert problem.do
-    assert report.row is None
+    assert report.voxels is None
 
 
-def assert_sound(path: Path, declared: frozenset[int] | None = None) -> None:
-    assert check_file(path, declared).problems == []
+def assert_sound(path: Path, asked: Asked = IMAGE) -> None:
+    assert check_file(path, asked).problems == []
     _, grid = read_ras(path)  # what is accepted can be read by the stages that follow
     assert grid.shape
 
@@ -122,21 +124,19 @@ def assert_sound(path: Path, declared: frozenset[int] | None = None) -> None:
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "ä ö $(x).nii.gz"])
 def test_a_sound_scan_has_no_problem_and_a_complete_row(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / name)
-    report = check_file(path, None)
+    report = check_file(path, IMAGE)
     assert report.problems == []
-    assert report.row is not None
-    assert report.row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert report.row["num_bytes"] == path.stat().st_size
-    assert report.row["shape"] == "9 11 13"
-    assert report.row["spacing_mm"] == "0.7 1 2.5"
-    assert report.row["orientation"] == "RAS"
+    row = row_of(path, report)
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert row["num_bytes"] == path.stat().st_size
+    assert row["shape"] == "9 11 13"
+    assert row["spacing_mm"] == "0.7 1 2.5"
+    assert row["orientation"] == "RAS"
 
 
 def test_the_header_digest_tells_headers_apart_and_ignores_compression(tmp_path: Path) -> None:
     def digest(path: Path) -> object:
-        row = check_file(path, None).row
-        assert row
-        return row["header_sha256"]
+        return row_of(path, check_file(path, IMAGE))["header_sha256"]
 
     plain, packed = save(tmp_path / "a.nii"), save(tmp_path / "a.nii.gz")
     moved = save(tmp_path / "b.nii", affine=shifted(3.0))
@@ -168,7 +168,9 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     [
         (b"", "an empty file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer"),
-        (b"<!DOCTYPE html>", "no NIfTI header"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"case_001 is missing", "a text file"),
+        (b"RIFF" + bytes(400), "no NIfTI header"),
         (bytes(348), "no NIfTI header"),
     ],
 )
@@ -180,23 +182,26 @@ def test_what_is_no_scan_is_called_what_it_is(tmp_path: Path, content: bytes, fo
 def test_a_plain_file_named_gz_is_told_its_right_name(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii").rename(tmp_path / "a.nii.gz")
     assert_refused(path, "wrong-suffix", "data that is not gzip")
-    assert only(check_file(path, None).problems).do.startswith("Rename it to a.nii ")
+    assert only(check_file(path, IMAGE).problems).do.startswith("Rename it to a.nii ")
 
 
 def test_a_gzip_file_named_nii_is_told_its_right_name(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz").rename(tmp_path / "a.nii")
     assert_refused(path, "wrong-suffix", "gzip data")
-    assert only(check_file(path, None).problems).do == "Rename it to a.nii.gz."
+    assert only(check_file(path, IMAGE).problems).do == "Rename it to a.nii.gz."
 
 
 def test_a_header_without_its_voxels_is_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(scan(), AFFINE), tmp_path / "a.hdr")
-    assert_refused(tmp_path / "a.hdr", "not-nifti", r"in another file \(\.hdr, \.img\)")
+    assert_refused(tmp_path / "a.hdr", "not-nifti", r"^one of a pair of files \(\.hdr, \.img\)$")
+    (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
+    assert_refused(tmp_path / "a.nii", "not-nifti", r"voxels are in another file \(\.hdr, \.img\)$")
 
 
-def test_analyze_is_refused(tmp_path: Path) -> None:
+def test_analyze_is_refused_with_a_hint(tmp_path: Path) -> None:
     nib.save(nib.AnalyzeImage(scan(), np.eye(4)), tmp_path / "a.hdr")
-    assert_refused(tmp_path / "a.hdr", "not-nifti", "no NIfTI header")
+    assert_refused(tmp_path / "a.hdr", "not-nifti", "one of a pair of files")
+    assert "Convert it to .nii.gz" in only(check_file(tmp_path / "a.hdr", IMAGE).problems).do
 
 
 # Header --------------------------------------------------------------------------------------------------------------
@@ -208,7 +213,7 @@ def test_both_versions_and_both_byte_orders_are_read(
     tmp_path: Path, kind: type[nib.Nifti1Image], endianness: str
 ) -> None:
     path = save(tmp_path / "a.nii.gz", segmentation().astype(np.int16), kind=kind, endianness=endianness)
-    assert_sound(path, DECLARED)
+    assert_sound(path, LABEL_MAP)
     np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), segmentation())
 
 
@@ -224,7 +229,7 @@ def test_a_qfac_of_0_means_1(tmp_path: Path) -> None:
     def edit(header: nib.Nifti1Header) -> None:
         header["pixdim"][0] = 0
 
-    assert check_file(save(tmp_path / "a.nii", edit=edit), None).problems == []
+    assert check_file(save(tmp_path / "a.nii", edit=edit), IMAGE).problems == []
 
 
 def test_slope_and_intercept_are_accepted(tmp_path: Path) -> None:
@@ -272,8 +277,6 @@ def intercept_nan(header: nib.Nifti1Header) -> None:
         (setting("pixdim", 0, 2), "pixdim-not-positive", r"\[0\.69.*, 0\.0, 2\.5\]"),
         (setting("pixdim", -1, 2), "pixdim-not-positive", "-1"),
         (setting("pixdim", np.nan, 2), "pixdim-not-positive", "nan"),
-        (setting("xyzt_units", 3), "unit-not-mm", "micron"),
-        (setting("xyzt_units", 1), "unit-not-mm", "metre"),
         (setting("xyzt_units", 5), "unit-not-mm", "unit code 5"),
         (both_codes_zero, "orientation-unknown", "both 0"),
         (setting("quatern_b", 3), "quaternion-invalid", "w2 should be positive"),
@@ -302,10 +305,82 @@ def test_micrometres_without_a_unit_are_refused(tmp_path: Path) -> None:
     assert_refused(path, "spacing-implausible", "700 1000 2500")
 
 
-@pytest.mark.parametrize("num_volumes", [1, 2])
-def test_a_fourth_axis_is_refused(tmp_path: Path, num_volumes: int) -> None:
-    path = save(tmp_path / "a.nii", np.repeat(scan()[..., None], num_volumes, axis=3))
-    assert_refused(path, "not-3d", rf"shape \(9, 11, 13, {num_volumes}\)")
+@pytest.mark.parametrize("asked", [IMAGE, Asked(num_volumes=3)])
+def test_volumes_that_are_not_declared_as_channels_are_refused(tmp_path: Path, asked: Asked) -> None:
+    path = save(tmp_path / "a.nii", np.repeat(scan()[..., None], 2, axis=3))
+    assert_refused(path, "not-3d", r"shape \(9, 11, 13, 2\)", asked=asked)
+
+
+def test_declared_channels_in_one_file_are_no_problem(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.repeat(scan()[..., None], 2, axis=3))
+    report = check_file(path, Asked(num_volumes=2))
+    assert report.problems == []
+    assert report.grid
+    assert report.grid.shape == SHAPE
+
+
+@pytest.mark.parametrize("axes", [(1,), (1, 1)])
+def test_further_axes_of_one_voxel_are_no_axes_and_that_is_said(tmp_path: Path, axes: tuple[int, ...]) -> None:
+    path = save(tmp_path / "a.nii", scan().reshape(*SHAPE, *axes))
+    problem = only(check_file(path, IMAGE).problems)
+    assert (problem.severity, problem.rule, problem.do) == ("fix", "not-3d", "Taken: shape (9, 11, 13).")
+    assert read_ras(path)[0].shape == SHAPE
+
+
+@pytest.mark.parametrize(("code", "name", "per_mm"), [(3, "micron", 1000), (1, "metre", 0.001)])
+def test_another_unit_is_converted_and_said(tmp_path: Path, code: int, name: str, per_mm: float) -> None:
+    affine = np.diag([per_mm, per_mm, per_mm, 1]) @ AFFINE
+    path = save(tmp_path / "a.nii", affine=affine, edit=setting("xyzt_units", code))
+    report = check_file(path, IMAGE)
+    problem = only(report.problems)
+    assert (problem.severity, problem.rule, problem.found) == ("fix", "unit-not-mm", name)
+    assert problem.do == "Taken: 0.7 1 2.5 mm."
+    assert report.grid
+    assert read_ras(path)[1].distance_mm(report.grid) < 0.01
+
+
+@pytest.mark.parametrize(("code", "sizes"), [(3, "0.0007 0.001 0.0025"), (1, "700 1000 2500")])
+def test_a_unit_that_cannot_be_that_of_the_numbers_is_refused(tmp_path: Path, code: int, sizes: str) -> None:
+    problem = check_file(save(tmp_path / "a.nii", edit=setting("xyzt_units", code)), IMAGE).problems[-1]
+    assert (problem.severity, problem.rule) == ("refuse", "spacing-implausible")
+    assert sizes in problem.found
+
+
+def test_a_single_slice_is_for_2d_networks_only(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", scan()[:, :, :1])
+    assert_sound(path)
+    assert_refused(path, "single-slice", r"shape \(9, 11, 1\)", asked=Asked(has_3d=True))
+
+
+def test_an_unknown_orientation_is_taken_if_the_user_allows_it_and_warned_of(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", edit=both_codes_zero)
+    report = check_file(path, Asked(allow_unknown_orientation=True))
+    problem = only(report.problems)
+    assert (problem.severity, problem.rule) == ("warn", "orientation-unknown")
+    assert problem.do == "Axes taken for LAS, for `allow_unknown_orientation` is true."
+    assert report.grid
+    assert grid_of(open_image(path)).orientation == report.grid.orientation == "LAS"
+
+
+@pytest.mark.parametrize(("xform", "along_x_mm"), [("qform", 40.0), ("sform", -31.0)])
+def test_the_user_may_say_which_of_two_transforms_is_right(
+    tmp_path: Path, xform: Literal["qform", "sform"], along_x_mm: float
+) -> None:
+    path = save(tmp_path / "a.nii", edit=setting("qoffset_x", 40))
+    report = check_file(path, Asked(xform=xform))
+    problem = only(report.problems)
+    assert (problem.severity, problem.rule) == ("fix", "qform-sform-differ")
+    assert problem.do == f"Taken: the {xform}, for `xform` says so."
+    assert report.grid
+    assert report.grid.affine[0, 3] == along_x_mm
+
+
+def test_a_scan_beyond_the_memory_is_refused_with_what_it_needs(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii")
+    needed_gib = 16 * 9 * 11 * 13 / 2**30
+    assert_sound(path, Asked(scan_gib=needed_gib))
+    found = r"^shape \(9, 11, 13\), 1.92e-05 GiB to prepare$"
+    assert_refused(path, "too-large", found, asked=Asked(scan_gib=0.99 * needed_gib))
 
 
 def test_complex_and_colour_voxels_are_refused(tmp_path: Path) -> None:
@@ -325,10 +400,10 @@ def test_a_large_shear_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_shear_below_a_tenth_of_a_voxel_is_put_right_and_said(tmp_path: Path) -> None:
-    report = check_file(save(tmp_path / "a.nii", affine=sheared(0.005)), None)
+    report = check_file(save(tmp_path / "a.nii", affine=sheared(0.005)), IMAGE)
     assert {problem.severity for problem in report.problems} == {"fix"}
     assert report.problems[0].rule == "affine-sheared"
-    assert report.row
+    assert report.voxels
 
 
 def test_rounding_of_the_affine_is_no_problem(tmp_path: Path) -> None:
@@ -366,13 +441,14 @@ def test_a_damaged_stream_is_refused(tmp_path: Path) -> None:
 def test_fewer_voxels_than_the_header_claims_are_refused(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / name, edit=setting("dim", 14, 3))
     assert_refused(path, "truncated", r"^2574 bytes of voxels$")
-    assert only(check_file(path, None).problems).expected.startswith("2772 ")
+    assert only(check_file(path, IMAGE).problems).expected.startswith("2772 ")
 
 
 def test_a_header_that_claims_terabytes_is_refused_in_little_memory(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", edit=setting("dim", 32767, slice(1, 4)))
     tracemalloc.start()
-    assert_refused(path, "truncated", "2574 bytes")
+    assert_refused(path, "too-large", r"shape \(32767, 32767, 32767\), 5.24e\+05 GiB to prepare")
+    assert_refused(path, "truncated", "^2574 bytes", asked=Asked(scan_gib=1e9))
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
 
@@ -380,9 +456,40 @@ def test_a_header_that_claims_terabytes_is_refused_in_little_memory(tmp_path: Pa
 def test_bytes_after_the_last_voxel_are_warned_of(tmp_path: Path) -> None:
     path = label(tmp_path / "a.nii")
     path.write_bytes(path.read_bytes() + b"\xff\xff\xff")
-    problem = only(check_file(path, DECLARED).problems)
+    problem = only(check_file(path, LABEL_MAP).problems)
     assert (problem.severity, problem.rule) == ("warn", "trailing-bytes")
     assert problem.found == "3 bytes after the last voxel"
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_file_that_goes_on_and_on_is_refused_before_its_end(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path / name)
+    with gzip.open(path, "ab") if name.endswith("gz") else path.open("ab") as handle:
+        for _ in range(100):
+            handle.write(bytes(1 << 20))
+    assert_refused(path, "trailing-bytes", "^over 67108864 bytes after the last voxel$")
+
+
+def test_voxels_that_are_no_number_are_filled_if_the_user_says_so(tmp_path: Path) -> None:
+    array = scan().astype(np.float32)
+    array[0, 0, 0] = np.nan
+    path = save(tmp_path / "a.nii.gz", array)
+    report = check_file(path, Asked(nonfinite="fill"))
+    problem = only(report.problems)
+    assert (problem.severity, problem.rule) == ("fix", "nonfinite")
+    assert problem.found.startswith("1 voxels NaN")
+    assert_refused(path, "nonfinite", "1 voxels NaN", asked=Asked(declared=DECLARED, nonfinite="fill"))
+
+
+def test_the_pass_over_the_voxels_remembers_their_range_and_where_the_labels_lie(tmp_path: Path) -> None:
+    seen = check_file(save(tmp_path / "a.nii", edit=setting("scl_slope", 2)), IMAGE).voxels
+    assert seen
+    assert (seen.lowest, seen.highest, seen.total) == (2 * scan().min(), 2 * scan().max(), 2 * scan().sum())
+    seen = check_file(label(tmp_path / "b.nii.gz"), LABEL_MAP).voxels
+    assert seen
+    assert seen.counts == {0: 9 * 11 * 13 - 117 - 8, 1: 117, 2: 8}
+    centres = {value: (sums / seen.counts[value]).tolist() for value, sums in seen.index_sums.items()}
+    assert centres == {1: [1, 3, 6], 2: [5.5, 5.5, 5.5]}
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(np.nan, np.float32), (-np.inf, np.float64), (1e300, np.float64)])
@@ -395,43 +502,44 @@ def test_a_voxel_that_is_no_finite_float32_is_refused_with_the_count(
 
 
 def test_labels_near_an_integer_are_rounded_and_said(tmp_path: Path) -> None:
-    report = check_file(label(tmp_path / "a.nii.gz", segmentation() * np.float32(0.99999)), DECLARED)
+    report = check_file(label(tmp_path / "a.nii.gz", segmentation() * np.float32(0.99999)), LABEL_MAP)
     problem = only(report.problems)
     assert (problem.severity, problem.rule) == ("fix", "label-not-integer")
     assert problem.found == "values up to 2e-05 from an integer"
-    assert report.values == DECLARED
+    assert report.voxels
+    assert report.voxels.counts.keys() == DECLARED
 
 
 def test_half_a_label_is_refused(tmp_path: Path) -> None:
     path = label(tmp_path / "a.nii", segmentation() * np.float32(0.5))
-    assert_refused(path, "label-not-integer", "up to 0.5 from", declared=DECLARED)
+    assert_refused(path, "label-not-integer", "up to 0.5 from", asked=LABEL_MAP)
 
 
 def test_undeclared_labels_are_refused_with_value_and_voxels(tmp_path: Path) -> None:
     labels = segmentation().astype(np.int16)
     labels[0, 0, :2], labels[8, 8, 8] = 7, -3
     path = label(tmp_path / "a.nii", labels)
-    assert_refused(path, "label-undeclared", "^-3 in 1 voxels, 7 in 2 voxels$", declared=DECLARED)
-    assert only(check_file(path, DECLARED).problems).expected == "labels 0, 1, 2"
+    assert_refused(path, "label-undeclared", "^-3 in 1 voxels, 7 in 2 voxels$", asked=LABEL_MAP)
+    assert only(check_file(path, LABEL_MAP).problems).expected == "labels 0, 1, 2"
 
 
 def test_many_undeclared_labels_are_not_all_listed(tmp_path: Path) -> None:
     path = label(tmp_path / "a.nii", np.arange(9 * 11 * 13, dtype=np.int16).reshape(SHAPE))
-    assert_refused(path, "label-undeclared", "12 in 1 voxels and 1274 more values$", declared=DECLARED)
+    assert_refused(path, "label-undeclared", "12 in 1 voxels and 1274 more values$", asked=LABEL_MAP)
 
 
 def test_300_labels_are_no_problem(tmp_path: Path) -> None:
     path = label(tmp_path / "a.nii.gz", (np.arange(9 * 11 * 13) % 300).astype(np.uint16).reshape(SHAPE))
-    assert_sound(path, frozenset(range(300)))
+    assert_sound(path, Asked(declared=frozenset(range(300))))
 
 
 def test_the_slope_of_a_label_map_is_applied(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii", segmentation(), edit=setting("scl_slope", 2))
-    assert_refused(path, "label-undeclared", "^4 in 8 voxels$", declared=DECLARED)
+    assert_refused(path, "label-undeclared", "^4 in 8 voxels$", asked=LABEL_MAP)
 
 
 def test_an_empty_label_map_is_warned_of(tmp_path: Path) -> None:
-    problem = only(check_file(label(tmp_path / "a.nii", np.zeros(SHAPE, np.uint8)), DECLARED).problems)
+    problem = only(check_file(label(tmp_path / "a.nii", np.zeros(SHAPE, np.uint8)), LABEL_MAP).problems)
     assert (problem.severity, problem.rule, problem.found) == ("warn", "label-empty", "background only")
 
 
@@ -446,8 +554,8 @@ def test_no_flipped_byte_of_a_header_raises_or_is_read_otherwise_than_checked(tm
         damaged = bytearray(content)
         damaged[position] ^= 0x80 if position % 2 else 0x41
         path.write_bytes(damaged)
-        report = check_file(path, None)
-        if report.row and report.grid:
+        report = check_file(path, IMAGE)
+        if report.voxels and report.grid:
             assert grid_of(open_image(path)).distance_mm(report.grid) < 0.01, position
 
 
@@ -461,12 +569,12 @@ def pair(folder: Path, affine: NDArray[np.float64] = AFFINE, array: NDArray | No
 
 
 def test_corners_within_a_hundredth_of_a_millimetre_are_equal(tmp_path: Path) -> None:
-    assert check_case(pair(tmp_path, shifted(0.009)), DECLARED).problems == []
+    assert check_case(pair(tmp_path, shifted(0.009)), LABEL_MAP).problems == []
 
 
 def test_a_shift_below_a_tenth_of_the_smallest_spacing_is_put_right_and_said(tmp_path: Path) -> None:
     case = pair(tmp_path, shifted(0.069))
-    report = check_case(case, DECLARED)
+    report = check_case(case, LABEL_MAP)
     assert only(report.problems) == Problem(
         severity="fix",
         rule="grid-differs",
@@ -480,7 +588,7 @@ def test_a_shift_below_a_tenth_of_the_smallest_spacing_is_put_right_and_said(tmp
 
 
 def test_a_larger_shift_is_refused_with_both_grids(tmp_path: Path) -> None:
-    problem = only(check_case(pair(tmp_path, shifted(0.071)), DECLARED).problems)
+    problem = only(check_case(pair(tmp_path, shifted(0.071)), LABEL_MAP).problems)
     assert (problem.severity, problem.rule) == ("refuse", "grid-differs")
     assert problem.found.startswith(
         "0.071 mm apart, shape (9, 11, 13) spacing 0.7 1 2.5 mm axes RAS first voxel at -30.93 "
@@ -490,14 +598,14 @@ def test_a_larger_shift_is_refused_with_both_grids(tmp_path: Path) -> None:
 
 
 def test_a_label_map_of_another_shape_is_refused(tmp_path: Path) -> None:
-    problem = only(check_case(pair(tmp_path, array=segmentation()[:, :, :12]), DECLARED).problems)
+    problem = only(check_case(pair(tmp_path, array=segmentation()[:, :, :12]), LABEL_MAP).problems)
     assert (problem.severity, problem.rule) == ("refuse", "grid-differs")
     assert problem.found.startswith("another shape, shape (9, 11, 12) ")
 
 
 def test_a_label_map_mirrored_in_its_header_only_is_refused(tmp_path: Path) -> None:
     mirrored = AFFINE @ np.diag([-1, 1, 1, 1])
-    assert only(check_case(pair(tmp_path, mirrored), DECLARED).problems).rule == "grid-differs"
+    assert only(check_case(pair(tmp_path, mirrored), LABEL_MAP).problems).rule == "grid-differs"
 
 
 def test_grids_that_nearly_agree_but_turn_their_axes_differently_are_refused(tmp_path: Path) -> None:
@@ -509,7 +617,7 @@ def test_grids_that_nearly_agree_but_turn_their_axes_differently_are_refused(tmp
 
     image = save(tmp_path / "image.nii", affine=turned(44.9))
     case = Case("odd", "odd", 0, label(tmp_path / "label.nii", affine=turned(45.1)), (image,))
-    problem = only(check_case(case, DECLARED).problems)
+    problem = only(check_case(case, LABEL_MAP).problems)
     assert (problem.severity, problem.rule) == ("refuse", "grid-differs")
 
 
@@ -517,12 +625,12 @@ def test_a_second_channel_is_held_against_the_first(tmp_path: Path) -> None:
     case = pair(tmp_path)
     other = save(tmp_path / "other.nii.gz", affine=shifted(1.0))
     channels = (*case.channels, other)
-    problem = only(check_case(Case("odd", "odd", 0, case.label, channels), DECLARED).problems)
+    problem = only(check_case(Case("odd", "odd", 0, case.label, channels), LABEL_MAP).problems)
     assert (problem.rule, problem.file) == ("grid-differs", str(other))
 
 
 def test_a_case_without_a_label_is_refused(tmp_path: Path) -> None:
-    report = check_case(Case("odd", "odd", 0, None, (save(tmp_path / "image.nii"),)), DECLARED)
+    report = check_case(Case("odd", "odd", 0, None, (save(tmp_path / "image.nii"),)), LABEL_MAP)
     problem = only(report.problems)
     assert (problem.severity, problem.rule, problem.case, problem.file) == ("refuse", "label-missing", "odd", "")
     assert report.values is None
@@ -531,7 +639,7 @@ def test_a_case_without_a_label_is_refused(tmp_path: Path) -> None:
 def test_a_refused_image_does_not_hide_the_faults_of_its_label_map(tmp_path: Path) -> None:
     case = pair(tmp_path, array=segmentation() + np.uint8(1))
     case.channels[0].unlink()
-    assert [problem.rule for problem in check_case(case, DECLARED).problems] == ["file-missing", "label-undeclared"]
+    assert [problem.rule for problem in check_case(case, LABEL_MAP).problems] == ["file-missing", "label-undeclared"]
 
 
 # The stage -----------------------------------------------------------------------------------------------------------
@@ -586,7 +694,7 @@ def test_all_problems_of_all_files_are_found_in_one_run(cohort: list[Case], caps
     label(cohort[1].label, segmentation() + np.uint8(1))
     message = (
         r"^check: 3 problems in 2 of 4 cases refused, none expected: see results/odd/check/problems\.tsv\. "
-        r"Do what its last column says\.$"
+        r"Do what its last column says, or go on without these cases with `on_problem: drop`\.$"
     )
     with pytest.raises(CohortError, match=message):
         main("odd")
@@ -613,6 +721,40 @@ def test_the_ignore_label_may_be_in_the_label_maps_and_must_be_in_one(cohort: li
         main("odd")
     assert [row["found"] for row in problems_found()] == ["label 9 to be ignored in no case"]
     assert "Remove it from `ignore_label` of config.yaml" in problems_found()[0]["do"]
+
+
+def test_refused_cases_are_dropped_if_the_user_says_so(cohort: list[Case], capsys: pytest.CaptureFixture[str]) -> None:
+    cohort[1].channels[0].unlink()
+    with pytest.raises(CohortError, match="or go on without these cases with `on_problem: drop`"):
+        main("odd")
+    assert not Results("odd").checked_cases.exists()
+    main("odd", '{"on_problem": "drop"}')
+    kept = [cohort[0], *cohort[2:]]
+    assert records.read_cases(Results("odd").checked_cases) == kept
+    assert {row["case"] for row in records.read_table(Results("odd").manifest)} == {case.case for case in kept}
+    assert [(row["severity"], row["case"]) for row in problems_found()] == [("refuse", "case_1")]
+    assert "check: 3 cases, 6 files, 0 fixes and warnings, 1 of 4 dropped" in capsys.readouterr().out
+
+
+def test_nothing_goes_on_when_every_case_is_dropped_or_a_label_is_left_in_none(cohort: list[Case]) -> None:
+    tabulate(cohort, LABELS | {9: "spine"})
+    with pytest.raises(CohortError, match=r"1 problem in 4 of 4 cases .* last column says\.$"):
+        main("odd", '{"on_problem": "drop"}')
+    for case in cohort:
+        case.channels[0].unlink()
+    with pytest.raises(CohortError, match=r"4 problems in 4 of 4 cases .* last column says\.$"):
+        main("odd", '{"on_problem": "drop"}')
+    assert not Results("odd").checked_cases.exists()
+
+
+def test_the_problems_are_there_for_programs_too(cohort: list[Case]) -> None:
+    cohort[1].channels[0].unlink()
+    main("odd", '{"on_problem": "drop"}')
+    content = records.read_json(Results("odd").problems_json)
+    assert content["num_cases"] == 4
+    assert content["accepted"] == ["case_0", "case_2", "case_3"]
+    assert content["refused"] == ["case_1"]
+    assert content["problems"] == problems_found()
 
 
 def test_an_earlier_manifest_does_not_survive_a_refusal(cohort: list[Case]) -> None:
@@ -719,6 +861,7 @@ HEADERS = {
     "analyze.hdr": "not-nifti",
     "complex.nii.gz": "voxel-type",
     "ct_perfusion.nii.gz": "voxel-type",
+    "anatomical.nii": "",
     "example4d.nii.gz": "not-3d",
     "example_nifti2.nii.gz": "not-3d",
     "lesion.nii.gz": "",
@@ -736,4 +879,4 @@ def test_awkward_real_files_are_judged_rightly(name: str, rule: str) -> None:
     path = REAL / "headers" / name
     if not path.exists():
         pytest.skip(f"{path} is not there")
-    assert [problem.rule for problem in check_file(path, None).problems] == ([rule] if rule else [])
+    assert [problem.rule for problem in check_file(path, IMAGE).problems] == ([rule] if rule else [])

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ImageError
-from pipeline.images import Grid, from_ras, grid_of, open_image, ras_grid, read_labels_ras, read_ras, to_ras, write_mask
+from pipeline.images import (
+    Grid,
+    from_ras,
+    grid_of,
+    open_image,
+    ras_grid,
+    read_labels_ras,
+    read_ras,
+    right_angled,
+    to_ras,
+    write_mask,
+)
 
 SHAPE, SPACING = (9, 11, 13), (0.7, 1.0, 2.5)
 ORIENTATIONS = [
@@ -106,6 +117,112 @@ def test_a_file_without_three_axes_is_refused(tmp_path, shape, message):
     nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / "scan.nii")
     with pytest.raises(ImageError, match=message):
         open_image(tmp_path / "scan.nii")
+
+
+def save_edited(path, edit, affine, data=None, image_class=nib.Nifti1Image):
+    """As `save_scan`, with the header's bytes changed afterwards."""
+    data = save_scan(path, affine, data, image_class)
+    whole = path.read_bytes()
+    header = image_class.header_class(whole[: image_class.header_class.sizeof_hdr], check=False)
+    edit(header)
+    path.write_bytes(header.binaryblock + whole[header.sizeof_hdr :])
+    return data
+
+
+def header_bytes(path):
+    """Without the type of the voxels and what belongs to it, which differ between a scan and its mask."""
+    header = nib.load(path).header.copy()
+    for field in ("datatype", "bitpix", "scl_slope", "scl_inter", "cal_max", "cal_min", "vox_offset"):
+        header[field] = 0
+    return header.binaryblock
+
+
+def in_unit(code, factor):
+    def edit(header):
+        header["xyzt_units"] = code
+        for field in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
+            header[field] *= factor
+        header["pixdim"][1:4] *= factor
+
+    return edit
+
+
+@pytest.mark.parametrize("extra", [(1,), (1, 1), (1, 1, 1, 1)])
+def test_further_axes_of_one_voxel_are_read_as_none_and_are_there_in_the_mask(tmp_path, extra):
+    data = save_scan(tmp_path / "flat.nii", oblique_affine((1, 2, 0), (1, -1, 1)))
+    save_scan(tmp_path / "scan.nii", oblique_affine((1, 2, 0), (1, -1, 1)), data.reshape(*SHAPE, *extra))
+    ras, grid = read_ras(tmp_path / "scan.nii")
+    expected, expected_grid = read_ras(tmp_path / "flat.nii")
+    assert np.array_equal(ras, expected)
+    assert grid.distance_mm(expected_grid) == 0
+    write_mask(tmp_path / "mask.nii", ras > 600, tmp_path / "scan.nii")
+    assert header_bytes(tmp_path / "mask.nii") == header_bytes(tmp_path / "scan.nii")
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "mask.nii").dataobj), data.reshape(*SHAPE, *extra) > 600)
+
+
+@pytest.mark.parametrize(("code", "factor"), [(1, 1e-3), (3, 1e3), (0, 1), (10, 1), (3 + 8, 1e3)])
+def test_a_scan_in_metres_or_microns_lies_where_its_twin_in_mm_does(tmp_path, code, factor):
+    save_scan(tmp_path / "mm.nii", oblique_affine())
+    save_edited(tmp_path / "scan.nii", in_unit(code, factor), oblique_affine())
+    ras, grid = read_ras(tmp_path / "scan.nii")
+    assert grid.distance_mm(read_ras(tmp_path / "mm.nii")[1]) < 1e-4
+    assert grid.spacing_mm == pytest.approx(SPACING, rel=1e-5)
+    write_mask(tmp_path / "mask.nii", ras > 600, tmp_path / "scan.nii")
+    assert header_bytes(tmp_path / "mask.nii") == header_bytes(tmp_path / "scan.nii")
+
+
+def test_a_sheared_scan_is_read_at_right_angles_and_its_mask_keeps_the_header(tmp_path):
+    affine = oblique_affine()
+    sheared = affine.copy()
+    sheared[:3, 2] += 0.002 * affine[:3, 0] / SPACING[0] * SPACING[2]  # slices lean along the rows: 0.06 mm at the last
+
+    def lean(header):
+        for row, field in enumerate(("srow_x", "srow_y", "srow_z")):
+            header[field] = sheared[row]
+
+    data = save_edited(tmp_path / "scan.nii", lean, affine)
+    ras, grid = read_ras(tmp_path / "scan.nii")
+    directions = grid.affine[:3, :3] / grid.spacing_mm
+    assert directions.T @ directions == pytest.approx(np.eye(3), abs=1e-9)
+    assert 0.01 < grid.distance_mm(Grid(SHAPE, sheared)) < 0.06
+    assert np.array_equal(ras, data)
+    write_mask(tmp_path / "mask.nii", ras > 600, tmp_path / "scan.nii")
+    assert header_bytes(tmp_path / "mask.nii") == header_bytes(tmp_path / "scan.nii")
+
+
+def test_the_nearest_rotation_of_a_sheared_square_leans_half_way():
+    sheared = np.eye(4)
+    sheared[0, 1] = np.tan(0.2)
+    sheared[:2, 1] /= np.linalg.norm(
+        sheared[:2, 1]
+    )  # the second axis leans by 0.2 rad: both turn by 0.1 towards each other
+    expected = [[np.cos(0.1), np.sin(0.1)], [-np.sin(0.1), np.cos(0.1)]]
+    assert right_angled(sheared)[:2, :2] == pytest.approx(np.array(expected))
+
+
+def test_a_big_endian_scan_is_read_and_its_mask_is_big_endian(tmp_path):
+    data = save_scan(tmp_path / "little.nii", oblique_affine((2, 0, 1), (-1, 1, 1)))
+    little = nib.load(tmp_path / "little.nii")
+    big = nib.Nifti1Image(data, None, little.header.as_byteswapped(">"))
+    nib.save(big, tmp_path / "scan.nii")
+    ras, grid = read_ras(tmp_path / "scan.nii")
+    expected, expected_grid = read_ras(tmp_path / "little.nii")
+    assert np.array_equal(ras, expected)
+    assert grid.distance_mm(expected_grid) == 0
+    write_mask(tmp_path / "mask.nii", ras > 600, tmp_path / "scan.nii")
+    assert nib.load(tmp_path / "mask.nii").header.endianness == ">"
+    assert header_bytes(tmp_path / "mask.nii") == header_bytes(tmp_path / "scan.nii")
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "mask.nii").dataobj), data > 600)
+
+
+def test_an_affine_that_puts_the_voxels_nowhere_is_refused(tmp_path):
+    def lose(header):
+        for field in ("srow_x", "srow_y", "srow_z"):
+            header[field] = 0
+
+    save_edited(tmp_path / "scan.nii", lose, np.eye(4))
+    with pytest.raises(ImageError, match=r"scan\.nii: affine .*, an invertible one expected"):
+        read_ras(tmp_path / "scan.nii")
 
 
 def test_text_and_other_formats_are_refused_by_name(tmp_path):

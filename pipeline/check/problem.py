@@ -1,7 +1,8 @@
-"""What a rule finds wrong, and how the rules of one file are asked. Knows no rule."""
+"""What a rule is told, what it finds wrong, and how the rules of one file are asked. Knows no rule."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import Literal
 
 ALL_CASES = "(all)"
 REPLACE = "Replace the file or drop the case."
@@ -19,6 +20,23 @@ class Problem:
     do: str = REPLACE
     case: str = ALL_CASES
     file: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What one file has to be, and what the user decided about files that can be taken in more than one way.
+
+    `declared`: the values that a label map may hold, None for an image, which may hold any. `num_volumes`: channels that
+    lie in the file. `has_3d`: whether a network sees three axes. `scan_gib`: what one file may take while it is prepared.
+    """
+
+    declared: Set[int] | None = None
+    num_volumes: int = 1
+    xform: Literal["refuse", "qform", "sform"] = "refuse"
+    nonfinite: Literal["refuse", "fill"] = "refuse"
+    allow_unknown_orientation: bool = False
+    has_3d: bool = False
+    scan_gib: float = 16.0
 
 
 def refuse(rule: str, found: str, expected: str, do: str = REPLACE) -> Problem:

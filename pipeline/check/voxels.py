@@ -16,23 +16,33 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.check.header import Header
-from pipeline.check.problem import Problem, not_nifti, refuse
+from pipeline.check.header import Header, shape_of
+from pipeline.check.problem import Asked, Problem, not_nifti, refuse
+from pipeline.images import Shape
 from pipeline.records import BACKGROUND
 
 CHUNK_BYTES = 1 << 22  # a multiple of every voxel size
 INTEGER_WITHIN = 1e-3
 MAX_VALUES = 1 << 16  # more than any cohort declares: such a file is refused, and need not be counted on
+MAX_TRAILING_BYTES = 1 << 26  # of a file that goes on and on, for a few kilobytes of gzip can mean gigabytes
 
 
 @dataclass
 class Voxels:
-    """What one pass over a file's voxels saw; `counts` by rounded value is kept for label maps only."""
+    """What one pass over a file's voxels saw, of its finite ones.
+
+    `counts` by rounded value, and `index_sums`, which are the sums of the indices of a label's voxels along each axis,
+    are kept for label maps only.
+    """
 
     num_bytes: int = 0
     num_nonfinite: int = 0
     off_integer: float = 0.0
+    lowest: float = math.inf
+    highest: float = -math.inf
+    total: float = 0.0
     counts: Counter[int] = field(default_factory=Counter)
+    index_sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
 
 def wrong_kind(path: Path) -> Problem | None:
@@ -42,12 +52,17 @@ def wrong_kind(path: Path) -> Problem | None:
         return refuse("file-missing", found, "a NIfTI file", "Correct dataset.json or restore the file.")
     if not path.is_file():
         return not_nifti("a folder" if path.is_dir() else "a pipe or device")
+    if path.suffix.lower() in (".hdr", ".img"):
+        do = "Convert it to .nii.gz, for example with nibabel's `nib-convert`."
+        return not_nifti("one of a pair of files (.hdr, .img)", do)
     with path.open("rb") as handle:
         start = handle.read(64)
     if start.startswith(b"version https://git-lfs"):
         return not_nifti("a Git LFS pointer", "Fetch the file with `git lfs pull`.")
     if not start:
         return not_nifti("an empty file")
+    if start.isascii() and b"\0" not in start:
+        return not_nifti("a web page" if start.lstrip().startswith(b"<") else "a text file")
     is_gzip, named_gzip = start.startswith(b"\x1f\x8b"), path.suffix.lower() == ".gz"
     if is_gzip and not named_gzip:
         return not_nifti("gzip data", f"Rename it to {path.name}.gz.", "wrong-suffix")
@@ -71,23 +86,33 @@ def claimed_bytes(header: Header) -> int:
     return math.prod(int(size) for size in header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
-def read_voxels(path: Path, header: Header, *, is_label: bool) -> Voxels:
+def read_voxels(path: Path, header: Header, asked: Asked) -> Voxels:
     """One pass to the end of the file, chunk by chunk."""
     voxels, dtype = Voxels(), header.get_data_dtype()
     slope, inter = header.get_slope_inter()
+    claimed = claimed_bytes(header)
     for chunk in chunks(path, header.get_data_offset()):
-        inside = chunk[: max(0, claimed_bytes(header) - voxels.num_bytes)]
+        start = voxels.num_bytes
+        inside = chunk[: max(0, claimed - start)]
         voxels.num_bytes += len(chunk)
+        if voxels.num_bytes > claimed + MAX_TRAILING_BYTES:
+            break
         values = np.frombuffer(inside, dtype, count=len(inside) // dtype.itemsize)
         if slope is not None and (slope, inter) != (1, 0):
             values = values * slope + inter
         if values.dtype.kind == "f":
             with np.errstate(over="ignore"):  # later stages compute in float32, where these are infinite
                 is_finite = np.isfinite(values.astype(np.float32))
-            voxels.num_nonfinite += int((~is_finite).sum())
-            values = values[is_finite]
-        if is_label:
-            count_labels(values, voxels)
+            if not is_finite.all():
+                voxels.num_nonfinite += int((~is_finite).sum())
+                values = np.where(is_finite, values, 0)  # a file with such a voxel is refused, or they are filled so
+        if not values.size:
+            continue
+        voxels.lowest = min(voxels.lowest, float(values.min()))
+        voxels.highest = max(voxels.highest, float(values.max()))
+        voxels.total += float(values.sum(dtype=np.float64))
+        if asked.declared is not None:
+            count_labels(values, start // dtype.itemsize, shape_of(header)[:3], asked.declared, voxels)
     return voxels
 
 
@@ -98,29 +123,43 @@ def chunks(path: Path, offset: int) -> Iterator[bytes]:
             yield chunk
 
 
-def count_labels(values: NDArray, voxels: Voxels) -> None:
+def count_labels(values: NDArray, start: int, shape: Shape, declared: Set[int], voxels: Voxels) -> None:
+    """`start`: index in the file of the first of these values, which stand as NIfTI has them, the first axis fastest."""
     if values.dtype.kind == "f":
         rounded = np.rint(values)
         voxels.off_integer = max(voxels.off_integer, float(np.abs(values - rounded).max(initial=0)))
         values = rounded
     if len(voxels.counts) > MAX_VALUES:
         return
-    for value, count in zip(*np.unique(values, return_counts=True), strict=True):
-        voxels.counts[int(value)] += int(count)
+    if values.dtype.itemsize == 1:
+        values = values.astype(np.int16)  # of bytes, `unique` would be ten times slower
+    found = Counter(
+        {int(value): int(count) for value, count in zip(*np.unique(values, return_counts=True), strict=True)}
+    )
+    voxels.counts.update(found)
+    inside = np.flatnonzero(values)
+    labels = values[inside]
+    for value in (found.keys() & declared) - {BACKGROUND}:
+        indices = np.unravel_index(inside[labels == value] + start, shape, order="F")
+        sums = voxels.index_sums.setdefault(value, np.zeros(3))
+        sums += [float(along.sum()) for along in indices]
 
 
-# Rules. `declared` holds the label values of the cohort; None stands for an image, which may hold any.
+# Rules
 
 
-def truncated(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+def truncated(voxels: Voxels, header: Header, asked: Asked) -> Problem | None:
     claimed = claimed_bytes(header)
     if voxels.num_bytes < claimed:
         return refuse("truncated", f"{voxels.num_bytes} bytes of voxels", f"{claimed} as the header says")
     return None
 
 
-def trailing_bytes(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+def trailing_bytes(voxels: Voxels, header: Header, asked: Asked) -> Problem | None:
     claimed = claimed_bytes(header)
+    if voxels.num_bytes > claimed + MAX_TRAILING_BYTES:
+        found = f"over {MAX_TRAILING_BYTES} bytes after the last voxel"
+        return refuse("trailing-bytes", found, f"{claimed} bytes of voxels as the header says")
     if voxels.num_bytes > claimed:
         found = f"{voxels.num_bytes - claimed} bytes after the last voxel"
         do = "They are ignored; is this the right file?"
@@ -128,14 +167,16 @@ def trailing_bytes(voxels: Voxels, header: Header, declared: Set[int] | None) ->
     return None
 
 
-def nonfinite(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
-    if voxels.num_nonfinite:
-        found = f"{voxels.num_nonfinite} voxels NaN, infinite or beyond float32"
-        return refuse("nonfinite", found, "finite numbers", "Fill them or drop the case.")
-    return None
+def nonfinite(voxels: Voxels, header: Header, asked: Asked) -> Problem | None:
+    if not voxels.num_nonfinite:
+        return None
+    found = f"{voxels.num_nonfinite} voxels NaN, infinite or beyond float32"
+    if asked.nonfinite == "fill" and asked.declared is None:
+        return Problem("fix", "nonfinite", found, "finite numbers", "Taken: 0, for `nonfinite` is `fill`.")
+    return refuse("nonfinite", found, "finite numbers", "Fill them, `nonfinite: fill`, or drop the case.")
 
 
-def label_not_integer(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
+def label_not_integer(voxels: Voxels, header: Header, asked: Asked) -> Problem | None:
     if voxels.off_integer == 0:
         return None
     found, expected = f"values up to {voxels.off_integer:.3g} from an integer", "integer labels"
@@ -144,24 +185,24 @@ def label_not_integer(voxels: Voxels, header: Header, declared: Set[int] | None)
     return refuse("label-not-integer", found, expected, "Store integers, resampled with nearest neighbour.")
 
 
-def label_undeclared(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
-    if declared is None or not (undeclared := sorted(set(voxels.counts) - declared)):
+def label_undeclared(voxels: Voxels, header: Header, asked: Asked) -> Problem | None:
+    if asked.declared is None or not (undeclared := sorted(set(voxels.counts) - asked.declared)):
         return None
     found = ", ".join(f"{value} in {voxels.counts[value]} voxels" for value in undeclared[:10])
     more = f" and {len(undeclared) - 10} more values" if len(undeclared) > 10 else ""
-    expected = f"labels {', '.join(map(str, sorted(declared)))}"
+    expected = f"labels {', '.join(map(str, sorted(asked.declared)))}"
     do = "Name it under `labels` in config.yaml or correct the file."
     return refuse("label-undeclared", found + more, expected, do)
 
 
-def label_empty(voxels: Voxels, header: Header, declared: Set[int] | None) -> Problem | None:
-    if declared is None or set(voxels.counts) != {BACKGROUND}:
+def label_empty(voxels: Voxels, header: Header, asked: Asked) -> Problem | None:
+    if asked.declared is None or set(voxels.counts) != {BACKGROUND}:
         return None
     do = "It counts as a case without any: is it one?"
     return Problem("warn", "label-empty", "background only", "some label", do)
 
 
-VOXEL_RULES: tuple[Callable[[Voxels, Header, Set[int] | None], Problem | None], ...] = (
+VOXEL_RULES: tuple[Callable[[Voxels, Header, Asked], Problem | None], ...] = (
     truncated,
     trailing_bytes,
     nonfinite,
