@@ -96,10 +96,10 @@ def unusual_volumes(found_ml: Mapping[str, float], training: Sequence[Mapping[st
     """Labels that are missing although every training case has them, or far smaller or larger than in any."""
     flags = []
     for name, volume in found_ml.items():
-        volumes = [case[name] for case in training]
+        volumes = [case[name] for case in training if name in case]  # earlier versions did not write them down
         if volume:
             flags += _outside(f"volume of {name}", volume, [seen for seen in volumes if seen], "ml", FIELD_FACTOR)
-        elif all(volumes):
+        elif volumes and all(volumes):
             flags.append(f"{name} not found, in every training case")
     return flags
 

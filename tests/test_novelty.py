@@ -74,6 +74,10 @@ def test_a_label_that_is_missing_or_of_another_size_is_flagged_unless_training_h
     ]
 
 
+def test_volumes_that_training_did_not_write_down_flag_nothing():
+    assert unusual_volumes({"liver": 90.0, "tumour": 0.0}, [{}, {}]) == []
+
+
 def test_what_a_fingerprint_says_of_a_scan_is_read_back():
     voxels = RNG.normal(size=(2, 5, 7, 9)).astype(np.float32)
     grid = Grid((5, 7, 9), np.diag([0.7, 1.0, 2.5, 1.0]))
