@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import evaluate, figures, records, report
+from pipeline import evaluate, figures, records
 from pipeline.paths import Results
 from pipeline.plan import digest
 from pipeline.records import Case, Cohort, TrainingFacts
+from pipeline.report import __main__ as stage
+from pipeline.report import pictures, scores, stages
 
 SHAPE = (9, 11, 13)
 AFFINE = np.diag([-0.7, 1.0, 2.5, 1.0])  # not RAS
@@ -114,7 +116,7 @@ def sheet() -> bytes:
 
 
 def page_of(files: Results, cases: int = 3, title: str = "") -> str:
-    report.main(files.name, json.dumps({"title": title, "cases": cases}), json.dumps(CONFIG))
+    stage.main(files.name, json.dumps({"title": title, "cases": cases}), json.dumps(CONFIG))
     return files.report.read_text()
 
 
@@ -308,7 +310,7 @@ def test_no_case_is_shown_twice(num_cases: int, wanted: int, expected: str) -> N
     table = pd.DataFrame({"case": [f"c{index:02}" for index in range(num_cases)], "dsc": dsc}).sample(
         frac=1, random_state=0
     )
-    shown = report.choose_cases(table, wanted)
+    shown = scores.choose_cases(table, wanted)
     assert "".join(one.rank[0] for one in shown) == expected
     assert len({one.case for one in shown}) == len(shown)
     assert [one.dsc for one in shown] == sorted(one.dsc for one in shown)
@@ -321,7 +323,7 @@ def test_the_best_is_bold_by_the_number_that_is_printed() -> None:
         {"configuration": name, "label": "mean", "dsc": dsc, "nsd": math.nan, "hd95_worst_mm": hd95_mm}
         for name, dsc, hd95_mm in (("2d", 0.91234, 2.0), ("3d", 0.91241, 4.0), ("ensemble", 0.90, math.nan))
     ]
-    best = [row["best"] for row in report.result_rows(pd.DataFrame(rows))]
+    best = [row["best"] for row in scores.result_rows(pd.DataFrame(rows))]
     assert best == [{"dsc", "hd95_worst_mm"}, {"dsc"}, set()]
 
 
@@ -329,14 +331,14 @@ def test_names_that_look_like_numbers_or_nothing_stay_names(tmp_path: Path) -> N
     columns = ["case", "name", "dsc", "hd95_mm"]
     rows = [{"case": "007", "name": "NA", "dsc": None, "hd95_mm": math.inf}]
     records.write_table(tmp_path / "metrics.tsv", columns, rows)
-    row = report.read_frame(tmp_path / "metrics.tsv").iloc[0]
+    row = scores.read_frame(tmp_path / "metrics.tsv").iloc[0]
     assert (row["case"], row["name"]) == ("007", "NA")
     assert math.isnan(row["dsc"]) and math.isinf(row["hd95_mm"])
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (math.nan, "–"), (math.inf, "∞"), (-0.5, "−0.500")])
 def test_no_value_and_infinity_have_signs_of_their_own(value: float | None, text: str) -> None:
-    assert report.number(value) == text
+    assert scores.number(value) == text
 
 
 def test_the_page_says_which_plans_were_edited_and_what_was_left_out(tmp_path: Path, monkeypatch: Any) -> None:
@@ -346,22 +348,22 @@ def test_the_page_says_which_plans_were_edited_and_what_was_left_out(tmp_path: P
         content = {"left_out": left_out, "batch_size": 2}
         records.write_json(files.plan(name), {**content, "digest": digest(content)})
     config = {"configurations": {"made": {}, "edited": {}, "3d_lowres": {}}}
-    assert report.plan_notes(files, ["made"], config) == ["3d_lowres was left out: scans are small."]
+    assert stages.plan_notes(files, ["made"], config) == ["3d_lowres was left out: scans are small."]
     content = {**records.read_json(files.plan("edited")), "batch_size": 5}
     records.write_json(files.plan("edited"), content)
-    assert report.plan_notes(files, ["made", "edited"], config)[0] == "The plan of edited was edited by hand."
-    assert [key for key, *_ in report.plan_rows(content)] == ["batch_size"], "neither digest nor what has no value"
+    assert stages.plan_notes(files, ["made", "edited"], config)[0] == "The plan of edited was edited by hand."
+    assert [key for key, *_ in stages.plan_rows(content)] == ["batch_size"], "neither digest nor what has no value"
 
 
 def test_a_plan_reads_like_a_plan() -> None:
-    assert report.plain([None, 1.0, 1.25], " × ") == "as it is × 1 × 1.25"
+    assert stages.plain([None, 1.0, 1.25], " × ") == "as it is × 1 × 1.25"
     plan = {"labels": [0, 1, 2], "left_out": None, "patch_size": [8, 16], "reasons": {"patch_size": "it fits"}}
-    assert report.plan_rows(plan) == [
+    assert stages.plan_rows(plan) == [
         ("patch_size", "8 × 16", "it fits"),
         ("labels", "0, 1, 2", ""),
     ]
-    assert report.plain([[1, 2, 2], [2, 2, 2]], " × ") == "1 × 2 × 2; 2 × 2 × 2"
-    assert report.plain([{"features": 8, "seconds": 0.5}]) == "features 8, seconds 0.5"
+    assert stages.plain([[1, 2, 2], [2, 2, 2]], " × ") == "1 × 2 × 2; 2 × 2 × 2"
+    assert stages.plain([{"features": 8, "seconds": 0.5}]) == "features 8, seconds 0.5"
 
 
 def draw(volume: Any, reference: Any, prediction: Any, colours: dict[int, str]) -> Any:
@@ -461,5 +463,5 @@ def test_errors_of_a_regression_are_said_in_digits_that_count_and_no_dsc_is() ->
 
 
 def test_images_survive_the_way_into_the_page() -> None:
-    source = report.as_source(b"\x00\xff", "png")
+    source = pictures.as_source(b"\x00\xff", "png")
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == b"\x00\xff"

@@ -1,0 +1,121 @@
+"""The stage: reads what the others wrote, fills the templates, writes the page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline import errors, figures, records
+from pipeline.bootstrap import NUM_RESAMPLES
+from pipeline.evaluate import ENSEMBLE, MEAN
+from pipeline.metrics import TOLERANCE_SLACK_MM
+from pipeline.paths import Results
+from pipeline.records import Case, Cohort
+from pipeline.report import pictures, scores, stages
+from pipeline.report.pictures import as_source
+from pipeline.report.provenance import provenance
+from pipeline.report.scores import Row
+
+LARGEST_PLOT = 60  # boxes; beyond, only the configuration of the headline is drawn
+LARGEST_TABLE = 2000  # rows of single cases and labels; metrics.tsv has all
+
+
+def main(results: str, settings: str, config: str = "{}") -> None:
+    """`settings`: `{"title": "", "cases": 3}`; `config`: the whole resolved configuration, for the record."""
+    files, wanted = Results(results), json.loads(settings)
+    cohort, cases = records.read_cohort(files.cohort), records.read_cases(files.checked_cases)
+    metrics, summary = scores.read_frame(files.metrics), scores.read_frame(files.summary)
+    problems = records.read_table(files.problems)
+    headline = scores.headline_configuration(summary)
+    trained = [name for name in dict.fromkeys(metrics["configuration"]) if name != ENSEMBLE]
+    folds = sorted(int(fold) for fold in metrics["fold"].unique())
+    progress = stages.read_progress(files, trained, folds)
+    if cohort.is_regression:
+        of_task = page_of_values(metrics, summary, headline)
+    else:
+        of_task = page_of_labels(files, cohort, cases, metrics, summary, headline, wanted["cases"])
+    page = {
+        **of_task,
+        "title": wanted["title"] or cohort.name,
+        "cohort": cohort,
+        "trained": trained,
+        "folds": folds,
+        "headline": headline,
+        "counts": scores.count_cases(cases, problems, metrics),
+        "num_resamples": NUM_RESAMPLES,
+        "seen": pictures.augmented_pictures(files, trained, folds),
+        "curves": as_source(figures.learning_curves(progress), "svg+xml") if progress else None,
+        "trainings": stages.training_rows(files, trained, folds),
+        "silent": records.SILENT,
+        "skips": {name: stages.skip_summary(files, name, folds) for name in trained},
+        "num_case_rows": int((metrics["configuration"] == headline).sum()),
+        "plans": {name: stages.plan_rows(records.read_json(files.plan(name))) for name in trained},
+        "plan_notes": stages.plan_notes(files, trained, json.loads(config)),
+        "inference": {name: stages.read_inference(files, name) for name in trained},
+        "choice": stages.read_choice(files, cohort) if files.choice.exists() else None,
+        "problems": problems,
+        "provenance": provenance(),
+        "config": yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True),
+    }
+    with records.written_whole(files.report) as partial:
+        partial.write_text(render(page), encoding="utf-8")
+
+
+def page_of_labels(
+    files: Results,
+    cohort: Cohort,
+    cases: Sequence[Case],
+    metrics: pd.DataFrame,
+    summary: pd.DataFrame,
+    headline: str,
+    num_cases: int,
+) -> Row:
+    """What only the page of a segmentation shows."""
+    colours = figures.label_colours([str(target.label) for target in cohort.targets])
+    num_boxes = metrics.groupby(["label", "configuration"]).ngroups
+    drawn = metrics if num_boxes <= LARGEST_PLOT else metrics[metrics["configuration"] == headline]
+    shown = scores.choose_cases(metrics[metrics["configuration"] == headline], num_cases)
+    return {
+        "means": summary[summary["label"] == MEAN].to_dict("records"),
+        "results": scores.result_rows(summary),
+        "best_measure": "best mean DSC",
+        "colours": colours,
+        "tolerance_mm": metrics["tolerance_mm"].iloc[0],
+        "slack_mm": TOLERANCE_SLACK_MM,
+        "distribution": as_source(figures.dsc_distribution(drawn, colours), "svg+xml"),
+        "is_all_drawn": len(drawn) == len(metrics),
+        "overlays": [pictures.draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
+        "case_rows": scores.case_rows(metrics, headline)[:LARGEST_TABLE],
+    }
+
+
+def page_of_values(metrics: pd.DataFrame, summary: pd.DataFrame, headline: str) -> Row:
+    """What only the page of a regression shows; `results_of_values.html.j2` has its tables."""
+    rows = metrics[metrics["configuration"] == headline].sort_values("mae", ascending=False, kind="stable")
+    return {
+        "means": summary.to_dict("records"),
+        "results": scores.result_rows(summary, scores.COMPARED_VALUES),
+        "best_measure": "lowest mean absolute error",
+        "colours": {},
+        "case_rows": rows.to_dict("records")[:LARGEST_TABLE],
+    }
+
+
+def render(page: Mapping[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = scores.number
+    return environment.get_template("page.html.j2").render(page)
+
+
+if __name__ == "__main__":
+    errors.run(main)
