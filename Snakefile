@@ -40,7 +40,7 @@ rule all:
 rule discover:
     """The cohort folder to a table of cases with folds."""
     input:
-        run.cohort_description,
+        run.cohort_descriptions,
     output:
         cases=files.cases,
         cohort=files.cohort,
@@ -52,6 +52,7 @@ rule discover:
         results=run.name,
         settings=run.cohort_settings,
         cohort=run.config["cohort"],
+        names=run.cohort_names,
     shell:
         "python -m pipeline.discover --results {params.results:q} --cohort {params.cohort:q}"
         " --settings {params.settings:q} 2>&1 | tee {log:q}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline import errors, records
 from pipeline.config import DEMO, LOW_RESOLUTION, PREVIOUS, complete
+from pipeline.layouts import watched
 from pipeline.paths import Fold, Results
 
 
@@ -19,7 +20,7 @@ class Run:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         with errors.one_line():
-            self.config = complete(config)
+            self.config = complete(_with_declared(config))
         self.name: str = self.config["name"]
         self.files = Results(self.name)
         self.configurations = list(self.config["configurations"])
@@ -37,7 +38,7 @@ class Run:
     @property
     def cohort_settings(self) -> str:
         """Regions as pairs, for their order is lost when JSON sorts the keys."""
-        keys = ("task", "labels", "channels", "ignore_label", "folds", "seed")
+        keys = ("layout", "task", "labels", "channels", "ignore_label", "folds", "seed")
         return to_json({**{key: self.config[key] for key in keys}, "regions": list(self.config["regions"].items())})
 
     @property
@@ -47,10 +48,13 @@ class Run:
         return to_json({**{key: self.config[key] for key in keys}, "has_3d": has_3d})
 
     @property
-    def cohort_description(self) -> list[Path]:
-        """The cohort's dataset.json, so that an edit of it reruns `discover`, which says so if there is none."""
-        file = Path(self.config["cohort"]) / "dataset.json"
-        return [file] if self.config["cohort"] != DEMO and file.exists() else []
+    def cohort_descriptions(self) -> list[Path]:
+        """The files that say what the cohort is, so that an edit reruns `discover`, which says so if there is none."""
+        return [] if self.config["cohort"] == DEMO else watched.descriptions(Path(self.config["cohort"]))
+
+    def cohort_names(self, _: Any) -> str:
+        """Another text when a scan or label is added, renamed or gone, so that `discover` runs again."""
+        return "" if self.config["cohort"] == DEMO else watched.digest_of_names(Path(self.config["cohort"]))
 
     @property
     def predict_settings(self) -> str:
@@ -156,6 +160,13 @@ class Run:
     def _predicted(self, names: list[str]) -> list[Path]:
         jobs = [(name, fold) for name in names for fold in self.run_folds]
         return [file for job in jobs for file in (self.files.predicted(*job), *self.probabilities(*job))]
+
+
+def _with_declared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user wrote, and what of the rest the cohort's dataset.json says, for the loss depends on it."""
+    given = {key: value for key, value in config.items() if value not in (None, {})}
+    is_elsewhere = given.get("cohort") == DEMO or given.get("task") == "regression"
+    return given if is_elsewhere else {**watched.config_of(Path(str(given.get("cohort", "")))), **given}
 
 
 def to_json(value: Any) -> str:

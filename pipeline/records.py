@@ -19,19 +19,25 @@ from pipeline.regions import painted_values
 
 BACKGROUND = 0
 Task = Literal["segmentation", "regression"]
+Split = Literal["train", "test"]
+NO_FOLD = -1  # an empty cell: nobody gave a fold, so `check` deals it, or a test case, which has none
 SKIPS = ("skip", "channels", "dead_channels", "mean_abs", "effect", "verdict")  # columns of skips.tsv
 SILENT = 0.01  # relative change of the logits below which a skip connection that is zeroed would not be missed
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan to segment: its channel files in channel order, its label file if it has one, and its fold."""
+    """One scan to segment: its channel files in channel order, its label file if it has one, and its fold.
+
+    A case of the test split is never trained with, and has no fold.
+    """
 
     case: str
     subject: str
     fold: int
     label: Path | None
     channels: tuple[Path, ...]
+    split: Split = "train"
 
 
 @dataclass(frozen=True)
@@ -172,13 +178,21 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
     num_channels = max((len(case.channels) for case in cases), default=0)
-    columns = ["case", "subject", "fold", "label", *(f"image_{index}" for index in range(num_channels))]
+    columns = ["case", "subject", "split", "fold", "label", *(f"image_{index}" for index in range(num_channels))]
     write_table(path, columns, (_case_row(case) for case in cases))
 
 
 def _case_row(case: Case) -> dict[str, object]:
     images = {f"image_{index}": channel for index, channel in enumerate(case.channels)}
-    return {"case": case.case, "subject": case.subject, "fold": case.fold, "label": case.label, **images}
+    fold = None if case.fold == NO_FOLD else case.fold
+    return {
+        "case": case.case,
+        "subject": case.subject,
+        "split": case.split,
+        "fold": fold,
+        "label": case.label,
+        **images,
+    }
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -190,9 +204,10 @@ def _row_case(row: dict[str, str]) -> Case:
     return Case(
         case=row["case"],
         subject=row["subject"],
-        fold=int(row["fold"]),
+        fold=int(row["fold"] or NO_FOLD),
         label=Path(row["label"]) if row["label"] else None,
         channels=tuple(Path(image) for image in images),
+        split="test" if row["split"] == "test" else "train",
     )
 
 

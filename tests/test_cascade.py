@@ -294,7 +294,7 @@ def finished(tmp_path_factory):
                 "train": {"iterations": 2, "compile": False},
             }
         )
-        keys = ("folds", "seed", "labels", "channels", "ignore_label", "task")
+        keys = ("layout", "folds", "seed", "labels", "channels", "ignore_label", "task")
         discover.main("c", "scans", json.dumps({**{key: config[key] for key in keys}, "regions": []}))
         check("c")
         fingerprint.main("c")

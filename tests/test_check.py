@@ -21,9 +21,10 @@ from pipeline import records
 from pipeline.check.__main__ import PRINTED, main, same_content, show
 from pipeline.check.case import check_case, check_file, row_of
 from pipeline.check.problem import COLUMNS, Asked, Problem
-from pipeline.discover import read_msd
 from pipeline.errors import CohortError
 from pipeline.images import grid_of, open_image, read_ras
+from pipeline.layouts import msd
+from pipeline.layouts.found import Wanted
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 
@@ -849,12 +850,12 @@ def test_real_cohorts_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     if not (REAL / name).is_dir():
         pytest.skip(f"{REAL / name} is not there")
     monkeypatch.chdir(tmp_path)
-    found, cases = read_msd(REAL / name, labels={}, channels={})
-    records.write_cases(Results("real").cases, cases)
-    records.write_cohort(Results("real").cohort, found)
+    found = msd.read(REAL / name, Wanted())
+    records.write_cases(Results("real").cases, found.cases)
+    records.write_cohort(Results("real").cohort, found.cohort)
     main("real", threads=2)
     assert records.read_table(Results("real").problems) == []
-    assert len(records.read_table(Results("real").manifest)) == 2 * len(cases)
+    assert len(records.read_table(Results("real").manifest)) == 2 * len(found.cases)
 
 
 HEADERS = {

@@ -1,4 +1,4 @@
-"""From a folder in MSD layout to cases: ids, names, folds, and one clear line for every folder that cannot be used."""
+"""The stage, and MSD layout: ids, names, folds, and one clear line for every `dataset.json` that cannot be used."""
 
 import json
 import os
@@ -6,14 +6,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline import records
-from pipeline.discover import DEMO_CASES, main, read_msd, with_regions
+from pipeline.discover import DEMO_CASES, main, refuse_unknown_values
 from pipeline.errors import CohortError
+from pipeline.layouts import msd
+from pipeline.layouts.found import Wanted
+from pipeline.layouts.recognise import recognise
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 
@@ -22,6 +26,7 @@ REAL = ROOT.parent / "shared" / "data"
 SETTINGS: dict[str, Any] = {
     "folds": 2,
     "seed": 12345,
+    "layout": "auto",
     "labels": {},
     "channels": {},
     "ignore_label": None,
@@ -51,7 +56,8 @@ def describe(folder: Path, **changes: object) -> Path:
 def read(
     folder: Path, labels: Mapping[str, str] | None = None, channels: Mapping[str, str] | None = None
 ) -> tuple[Cohort, list[Case]]:
-    return read_msd(folder, labels=labels or {}, channels=channels or {})
+    found = msd.read(folder, Wanted(labels=labels or {}, channels=channels or {}))
+    return found.cohort, found.cases
 
 
 def refused(message: str) -> Any:
@@ -88,18 +94,19 @@ def test_labels_and_channels_of_the_settings_win_over_those_of_dataset_json(tmp_
 
 @pytest.mark.parametrize("declared", [{"0": "background", "1": "liver"}, {"background": 0, "liver": 1, "ignore": 9}])
 def test_the_ignore_label_is_no_label_whether_declared_or_not(tmp_path: Path, declared: dict[str, Any]) -> None:
-    cohort, _ = read_msd(describe(tmp_path, labels=declared), labels={}, channels={}, ignore_label=9)
+    cohort = msd.read(describe(tmp_path, labels=declared), Wanted(ignore_label=9)).cohort
     assert cohort.labels == {0: "background", 1: "liver"}
     assert cohort.declared == {0, 1, 9}
 
 
 def test_regions_are_groups_of_declared_labels_in_the_order_of_the_settings(tmp_path: Path) -> None:
-    cohort = with_regions(read(describe(tmp_path))[0], {"whole": [1, 2], "core": [2]})
+    cohort = msd.read(describe(tmp_path), Wanted(regions={"whole": [1, 2], "core": [2]})).cohort
+    refuse_unknown_values(cohort)
     assert [(one.label, one.values, one.painted) for one in cohort.targets] == [("whole", (1, 2), 1), ("core", (2,), 2)]
     records.write_cohort(tmp_path / "cohort.json", cohort)
     assert records.read_cohort(tmp_path / "cohort.json") == cohort
     with refused(re.escape("regions.whole: [0, 7] found, labels of the cohort (1 liver, 2 spleen) expected")):
-        with_regions(cohort, {"whole": [0, 1, 7]})
+        refuse_unknown_values(replace(cohort, regions={"whole": [0, 1, 7]}))
 
 
 def test_labels_may_be_written_name_first_and_background_may_be_left_out(tmp_path: Path) -> None:
@@ -112,9 +119,7 @@ def test_a_cohort_without_a_name_is_named_after_its_folder(tmp_path: Path) -> No
 
 
 def test_several_channels_are_one_file_each(tmp_path: Path) -> None:
-    describe(tmp_path, modality={"1": "T2", "0": "T1"}, training=[entry("a"), entry("b_0000")])
-    (tmp_path / "imagesTr").mkdir()
-    (tmp_path / "imagesTr" / "b_0000.nii.gz").touch()
+    describe(tmp_path, modality={"1": "T2", "0": "T1"}, training=[entry("a_0000"), entry("b_0000")])
     cohort, cases = read(tmp_path)
     assert cohort.channels == {0: "T1", 1: "T2"}
     assert [case.case for case in cases] == ["a", "b"]
@@ -122,11 +127,6 @@ def test_several_channels_are_one_file_each(tmp_path: Path) -> None:
 
 
 # What is refused -----------------------------------------------------------------------------------------------------
-
-
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with refused(r"nowhere: no such folder found, .* Correct `cohort:`"):
-        read(tmp_path / "nowhere")
 
 
 def test_a_folder_without_dataset_json_is_told_which_layout_is_expected(tmp_path: Path) -> None:
@@ -167,9 +167,9 @@ def test_labels_that_are_no_mapping_are_refused(tmp_path: Path, labels: object) 
         read(describe(tmp_path, labels=labels))
 
 
-@pytest.mark.parametrize("labels", [{"liver": "one"}, {"whole": [1, 2], "core": 2}])
-def test_labels_without_one_integer_each_are_refused(tmp_path: Path, labels: object) -> None:
-    with refused("`labels` is .*, one integer for each name"):
+@pytest.mark.parametrize("labels", [{"liver": "one"}, {"whole": [1, None], "core": 2}])
+def test_labels_without_integers_are_refused(tmp_path: Path, labels: object) -> None:
+    with refused("`labels` is .*, one integer, or a list of them, for each name"):
         read(describe(tmp_path, labels=labels))
 
 
@@ -190,9 +190,10 @@ def test_a_channel_of_the_settings_that_the_cohort_does_not_have_is_refused(tmp_
         read(describe(tmp_path), channels={"1": "T2", "2": "FLAIR"})
 
 
-def test_a_4d_cohort_is_refused_with_the_file_that_was_looked_for(tmp_path: Path) -> None:
-    with refused(r"2 channels declared, yet no .*case_b_0000\.nii\.gz found.*4-D files are not read yet"):
-        read(describe(tmp_path, modality={"0": "T1", "1": "T2"}))
+@pytest.mark.parametrize("fold", [-1, "1", 0.5, True])
+def test_a_fold_of_an_entry_that_is_none_is_refused(tmp_path: Path, fold: object) -> None:
+    with refused(f"`fold` of training entry 1 is {fold!r}, 0 or a number above"):
+        read(describe(tmp_path, training=[entry("a", fold=0), entry("b", fold=fold)]))
 
 
 @pytest.mark.parametrize("name", ["-x", "..", "._a", "a b", "$(touch x)", "ä", "a" * 65, "a\n", ""])
@@ -219,9 +220,16 @@ def test_the_stage_writes_cases_with_folds_and_says_what_it_found(
     assert [(case.case, case.fold) for case in cases] == [("a", 0), ("b", 0), ("c", 1)]
     assert records.read_cohort(Results("odd").cohort).layout == "MSD"
     said = capsys.readouterr().out
-    assert "MSD layout in scans" in said
+    assert "MSD layout in scans, for dataset.json lists ./imagesTr/a.nii.gz" in said
     assert "3 cases, 2 subjects, 2 folds" in said
     assert "labels 0 background, 1 liver, 2 spleen; channels 0 CT" in said
+
+
+def test_folds_that_the_cohort_gives_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    describe(tmp_path / "scans", training=[entry("a", fold=1), entry("b", fold=0), entry("c", fold=1)])
+    main("odd", "scans", json.dumps(SETTINGS))
+    assert [case.fold for case in records.read_cases(Results("odd").cases)] == [1, 0, 1]
 
 
 def test_paths_stay_relative_and_links_unresolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +283,7 @@ def test_light_stages_do_not_import_torch() -> None:
 def test_real_cohorts_are_recognised(name: str, num_cases: int) -> None:
     if not (REAL / name).is_dir():
         pytest.skip(f"{REAL / name} is not there")
+    assert recognise(REAL / name, "auto")[0] == "msd"
     _, cases = read(REAL / name)
     assert len(cases) == num_cases
     assert all(path.exists() for case in cases for path in (*case.channels, case.label) if path)

@@ -22,12 +22,34 @@ def test_jobs_that_keep_finished_work_by_themselves_are_asked_in_every_run():
 def test_the_cohorts_description_is_watched_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run({"name": "a", "cohort": "scans"})
-    assert run.cohort_description == [], "discover says that it is missing, in one line"
+    assert run.cohort_descriptions == [], "discover says that it is missing, in one line"
     for folder in ("scans", "demo"):
         Path(folder).mkdir()
         Path(folder, "dataset.json").touch()
-    assert run.cohort_description == [Path("scans/dataset.json")]
-    assert Run({"name": "a", "cohort": "demo"}).cohort_description == [], "the phantoms, whatever is called demo here"
+    assert run.cohort_descriptions == [Path("scans/dataset.json")]
+    assert Run({"name": "a", "cohort": "demo"}).cohort_descriptions == [], "the phantoms, whatever is called demo here"
+
+
+def test_a_cohort_is_looked_through_anew_when_a_scan_is_added(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("scans/images").mkdir(parents=True)
+    run = Run({"name": "a", "cohort": "scans"})
+    before = run.cohort_names(None)
+    Path("scans/images/a.nii.gz").touch()
+    assert run.cohort_names(None) != before
+    assert Run({"name": "a", "cohort": "demo"}).cohort_names(None) == ""
+
+
+def test_regions_of_the_dataset_decide_the_loss_unless_the_user_gives_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("dataset.json").write_text('{"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 9}}')
+    config = {"name": "a", "cohort": ".", "regions": {}}
+    run = Run(config)
+    assert run.config["regions"] == {"whole": [1, 2], "core": [2]}
+    assert run.config["train"]["loss"] == "dice_bce"
+    assert run.config["ignore_label"] == 9
+    assert Run({**config, "regions": {"all": [1, 2]}}).config["regions"] == {"all": [1, 2]}
+    assert Run({**config, "task": "regression"}).config["regions"] == {}
 
 
 def test_what_predict_leaves_for_the_ensemble_is_what_it_can_combine(tmp_path, monkeypatch):

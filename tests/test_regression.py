@@ -108,7 +108,15 @@ def test_the_phantoms_values_are_those_of_the_organs_and_0_far_from_them():
 def test_a_cohort_of_values_needs_no_labels_and_any_finite_value_passes_the_check(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_cohort(tmp_path / "scans", num_cases=3, size=0.4, has_values=True)
-    settings = {"folds": 3, "seed": 1, "labels": {}, "channels": {}, "ignore_label": None, "regions": []}
+    settings = {
+        "folds": 3,
+        "seed": 1,
+        "layout": "auto",
+        "labels": {},
+        "channels": {},
+        "ignore_label": None,
+        "regions": [],
+    }
     discover.main("r", "scans", json.dumps({**settings, "task": "regression"}))
     cohort = records.read_cohort(Results("r").cohort)
     assert (cohort.labels, cohort.task) == ({}, "regression")
@@ -137,7 +145,7 @@ def test_a_network_learns_values_through_the_stages(tmp_path, monkeypatch):
             "train": {"iterations": 150, "learning_rate": 0.01, "augment": False, "compile": False},
         }
     )
-    keys = ("folds", "seed", "labels", "channels", "ignore_label", "task")
+    keys = ("layout", "folds", "seed", "labels", "channels", "ignore_label", "task")
     discover.main("r", "scans", json.dumps({**{key: config[key] for key in keys}, "regions": []}))
     check("r")
     fingerprint.main("r")

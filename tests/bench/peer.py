@@ -11,8 +11,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import discover, errors, records
+from pipeline import errors, records
 from pipeline.errors import CohortError, PipelineError
+from pipeline.layouts import msd
+from pipeline.layouts.found import Wanted
 from pipeline.records import Case, Cohort
 from pipeline.splits import assign_folds
 
@@ -109,9 +111,9 @@ def install(peer: Peer) -> None:
 
 def folds_of(cohort: Path) -> tuple[Cohort, list[tuple[Case, int]]]:
     """The labelled cases of a cohort in MSD layout, each with the fold that `discover` gives it."""
-    description, cases = discover.read_msd(cohort, labels={}, channels={})
-    folds = assign_folds([case.subject for case in cases], NUM_FOLDS, SEED)
-    return description, [(case, fold) for case, fold in zip(cases, folds, strict=True) if case.label]
+    found = msd.read(cohort, Wanted())
+    folds = assign_folds([case.subject for case in found.cases], NUM_FOLDS, SEED)
+    return found.cohort, [(case, fold) for case, fold in zip(found.cases, folds, strict=True) if case.label]
 
 
 def splits_of(cases: list[tuple[Case, int]]) -> list[dict[str, list[str]]]:
