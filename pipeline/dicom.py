@@ -1,4 +1,4 @@
-"""DICOM series to NIfTI: which files are a series, where its slices lie, and whether that is a straight, even grid.
+"""DICOM series to voxels and an affine: which files are a series, where its slices lie, whether that is a straight grid.
 
 Geometry comes from the position and orientation of every slice, voxels in their units (HU in CT) from SimpleITK, which is
 imported only when there is a DICOM file. Knows nothing of cases and models.
@@ -10,23 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import records
-from pipeline.check.problem import Problem
-from pipeline.errors import CohortError, ImageError
+from pipeline.check.problem import Problem, Refused, refuse
+from pipeline.foreign import RAS_OF_LPS, Stored, simpleitk, unreadable
 from pipeline.images import EQUAL_MM, LARGEST_SHIFT, Affine
 
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 ROWS, COLUMNS, SAMPLES_PER_PIXEL = "0028|0010", "0028|0011", "0028|0002"
 MAGIC, MAGIC_AT = b"DICM", 128
 SAME_DIRECTION = 1e-3  # of direction cosines, which are written with few digits
-RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 ADVICE = "Convert it by a tool that knows such series, or drop it."
 
 
@@ -62,13 +58,26 @@ def find_series(folder: Path) -> list[Series]:
     """Every series in the folder and below, named after its folder, and its UID where the folder holds several."""
     found = []
     for place in _dicom_folders(folder):
-        reader = _simpleitk().ImageSeriesReader
+        reader = simpleitk("DICOM files").ImageSeriesReader
         uids = reader.GetGDCMSeriesIDs(str(place))
         name = "_".join(place.relative_to(folder).parts) or folder.resolve().name
         for uid in uids:
             files = tuple(Path(file) for file in reader.GetGDCMSeriesFileNames(str(place), uid))
             found.append(Series(f"{name}_{uid}" if len(uids) > 1 else name, files))
     return found
+
+
+def only_series(folder: Path) -> Series:
+    """
+    Raises:
+        Refused: none or several in the folder and below.
+    """
+    series = find_series(folder)
+    if len(series) != 1:
+        names = ", ".join(one.name for one in series[:5]) or "none"
+        found, do = f"{len(series)} DICOM series ({names})", "Give each series a folder of its own."
+        raise Refused(folder, refuse("dicom-series", found, "one", do))
+    return series[0]
 
 
 def _dicom_folders(folder: Path) -> list[Path]:
@@ -87,70 +96,32 @@ def _is_dicom(path: Path) -> bool:
         return handle.read(len(MAGIC)) == MAGIC
 
 
-def _simpleitk() -> ModuleType:
-    """
-    Raises:
-        CohortError: not installed, for all else works without it.
-    """
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise CohortError(
-            "DICOM files found, SimpleITK to read them expected. `pip install simpleitk`, or convert them to NIfTI."
-        ) from error
-    module: ModuleType = SimpleITK
-    return module
-
-
 @own_locale()
-def convert(files: tuple[Path, ...], path: Path) -> list[Problem]:
-    """Write the series to `path`, unless that was done from the same files before; what was mended on the way.
-
-    Raises:
-        ImageError: unreadable, or slices that are no straight, even grid.
+def read_series(files: tuple[Path, ...]) -> Stored:
     """
-    note = path.with_name(f"{path.name}.json")
-    made_of = {file.name: records.sha256(file) for file in files}
-    if path.exists() and note.exists() and (known := records.read_json(note))["made_of"] == made_of:
-        return [Problem(**problem) for problem in known["problems"]]
-    note.unlink(missing_ok=True)
-    voxels, affine, problems = read_series(files)
-    image = nib.Nifti1Image(_as_small_integers(voxels), affine)
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    image.header.set_xyzt_units("mm")
-    with records.written_whole(path) as partial:
-        nib.save(image, partial)
-    records.write_json(note, {"made_of": made_of, "problems": [vars(problem) for problem in problems]})
-    return problems
-
-
-def _as_small_integers(voxels: NDArray[np.float32]) -> NDArray:
-    """int16 where that loses nothing, as nearly always."""
-    small = voxels.astype(np.int16) if np.abs(voxels).max(initial=0) <= np.iinfo(np.int16).max else voxels
-    return small if (small == voxels).all() else voxels
-
-
-def read_series(files: tuple[Path, ...]) -> tuple[NDArray[np.float32], Affine, list[Problem]]:
-    """(I, J, K), its affine to RAS+ mm, and what was mended.
-
     Raises:
-        ImageError: see `convert`.
+        Refused: unreadable, or slices that are no straight, even grid.
     """
-    toolkit, folder = _simpleitk(), files[0].parent
+    toolkit, folder = simpleitk("DICOM files"), files[0].parent
     slices = {file: _read_slice(toolkit, file) for file in files}
     first = slices[files[0]]
     normal = np.cross(first.right, first.down)
     in_order = sorted(files, key=lambda file: float(slices[file].position_mm @ normal))
-    affine, problems = grid_of([slices[file] for file in in_order], str(folder))
+    affine, problems = grid_of([slices[file] for file in in_order], folder)
     reader = toolkit.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in in_order])
     reader.SetOutputPixelType(toolkit.sitkFloat32)  # else that of the first slice cuts off fractions of the others
     try:
         voxels = toolkit.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
-        raise ImageError(f"{folder}: cannot be read ({_last_line(error)}). Replace the series or drop it.") from error
-    return np.asarray(voxels.transpose(2, 1, 0), np.float32), affine, problems
+        raise unreadable(folder, error) from error
+    return Stored(_as_small_integers(voxels.transpose(2, 1, 0))[..., None], affine, problems=problems)
+
+
+def _as_small_integers(voxels: NDArray[np.float32]) -> NDArray:
+    """int16 where that loses nothing, as nearly always."""
+    small = voxels.astype(np.int16) if np.abs(voxels).max(initial=0) <= np.iinfo(np.int16).max else voxels
+    return small if (small == voxels).all() else voxels
 
 
 def _read_slice(toolkit: Any, file: Path) -> Slice:
@@ -160,17 +131,14 @@ def _read_slice(toolkit: Any, file: Path) -> Slice:
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise ImageError(
-            f"{file}: cannot be read ({_last_line(error)}). Replace the file or drop the series."
-        ) from error
+        raise unreadable(file, error) from error
     needed = (POSITION, ORIENTATION, PIXEL_SPACING, ROWS, COLUMNS)
     if missing := [key for key in needed if not reader.HasMetaDataKey(key)]:
-        raise ImageError(
-            f"{file}: no tag {', '.join(missing)} found, a slice with position and spacing expected. {ADVICE}"
-        )
+        found = f"no tag {', '.join(missing)}"
+        raise Refused(file, refuse("dicom-tag", found, "a slice with position and spacing", ADVICE))
     position, orientation, spacing, rows, columns = (_numbers(reader.GetMetaData(key)) for key in needed)
     if reader.HasMetaDataKey(SAMPLES_PER_PIXEL) and _numbers(reader.GetMetaData(SAMPLES_PER_PIXEL)) != [1]:
-        raise ImageError(f"{file}: colours found, one value per voxel expected. {ADVICE}")
+        raise Refused(file, refuse("voxel-type", "colours", "one value per voxel", ADVICE))
     return Slice(
         position_mm=np.array(position),
         right=np.array(orientation[:3]),
@@ -184,51 +152,44 @@ def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.split("\\")]
 
 
-def _last_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1].strip()
-
-
-def grid_of(slices: list[Slice], name: str) -> tuple[Affine, list[Problem]]:
+def grid_of(slices: list[Slice], folder: Path) -> tuple[Affine, list[Problem]]:
     """The affine, RAS+ mm, of slices in order along their normal; what was mended.
 
     A corner of a voxel may lie off by as much as those of a label map may lie off its image's.
 
     Raises:
-        ImageError: no straight, even grid: a slice is missing or doubled, the gantry was tilted, slices differ.
+        Refused: no straight, even grid: a slice is missing or doubled, the gantry was tilted, slices differ.
     """
     first, count = slices[0], len(slices)
     if count < 2:
-        raise ImageError(f"{name}: one DICOM file found, one for each slice expected. {ADVICE}")
+        raise Refused(folder, refuse("dicom-slices", "one DICOM file", "one for each slice", ADVICE))
     if any(_plane(one) != _plane(first) or _turned(one, first) for one in slices):
-        raise ImageError(f"{name}: slices of several sizes, spacings or directions found, one expected. {ADVICE}")
+        found = "slices of several sizes, spacings or directions"
+        raise Refused(folder, refuse("dicom-slices", found, "one", ADVICE))
     normal = np.cross(first.right, first.down)
     positions = np.stack([one.position_mm for one in slices])
     gaps_mm = np.diff(positions @ normal)
     if gaps_mm.min() < EQUAL_MM:
-        raise ImageError(
-            f"{name}: {1 + int((gaps_mm < EQUAL_MM).sum())} slices at one place, one expected: the series may hold several "
-            f"times or echoes. {ADVICE}"
-        )
+        found, do = f"{1 + int((gaps_mm < EQUAL_MM).sum())} slices at one place", "Are there several times or echoes? "
+        raise Refused(folder, refuse("dicom-slices", found, "one", do + ADVICE))
     step = (positions[-1] - positions[0]) / (count - 1)
     across_mm = float(step @ normal)
     limit_mm = LARGEST_SHIFT * min(*first.spacing_mm, across_mm)
     uneven_mm = float(np.linalg.norm(positions - positions[0] - np.arange(count)[:, None] * step, axis=1).max())
     if uneven_mm > limit_mm:
-        raise ImageError(
-            f"{name}: slices up to {uneven_mm:.3g} mm off even steps of {across_mm:.4g} mm, at most {limit_mm:.3g} mm "
-            "expected: is one missing? Add it, or resample the series."
-        )
+        found = f"slices up to {uneven_mm:.3g} mm off even steps of {across_mm:.4g} mm"
+        do = "Is one missing? Add it, or resample the series."
+        raise Refused(folder, refuse("dicom-uneven", found, f"at most {limit_mm:.3g} mm", do))
     aside_mm = float(np.linalg.norm(step - across_mm * normal)) * (count - 1)
     if aside_mm > limit_mm:
         degrees = np.degrees(np.arctan2(aside_mm, across_mm * (count - 1)))
-        raise ImageError(
-            f"{name}: a gantry tilt of {degrees:.1f} degrees found, slices straight above each other expected. "
-            "Resample the series onto a straight grid, as dcm2niix does, or drop it."
-        )
-    found = {"dicom-uneven": uneven_mm, "dicom-tilt": aside_mm}
+        found, expected = f"a gantry tilt of {degrees:.1f} degrees", "slices straight above each other"
+        do = "Resample the series onto a straight grid, as dcm2niix does, or drop it."
+        raise Refused(folder, refuse("dicom-tilt", found, expected, do))
+    off = {"dicom-uneven": uneven_mm, "dicom-tilt": aside_mm}
     problems = [
         Problem("fix", rule, f"slices {off_mm:.3g} mm off", f"within {EQUAL_MM:g} mm", "Taken as straight and even.")
-        for rule, off_mm in found.items()
+        for rule, off_mm in off.items()
         if off_mm > EQUAL_MM
     ]
     affine = np.eye(4)

@@ -4,6 +4,7 @@ PipelineError              something the user or the disk gave us cannot be used
 ├── ConfigError            a key or value of the configuration
 ├── CohortError            the cohort folder, its table or its dataset.json
 ├── ImageError             one file: unreadable, or not the geometry that it should have
+│   └── Refused            the same with its rule, for the table of `check`: pipeline/check/problem.py
 ├── PlanError              no network fits the cohort and the settings
 ├── TrainingError          training cannot start, or cannot go on
 ├── PredictionError        a scan cannot be segmented: no memory for it, or weights that give no numbers

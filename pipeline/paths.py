@@ -135,9 +135,9 @@ class Results:
         """The cases that one job of `segment` went through."""
         return self.segment / "shards" / f"{shard}.tsv"
 
-    def converted(self, case: str) -> Path:
-        """A DICOM series as one file."""
-        return self.segment / "converted" / f"{case}.nii.gz"
+    def converted(self, name: str) -> Path:
+        """The standard copy of a new scan's channel or label, as `case_0000` or `case_label`."""
+        return self.segment / "converted" / f"{name}.nii.gz"
 
     def uncertainty(self, case: str, kind: str) -> Path:
         return self.segment / "uncertainty" / f"{case}_{kind}.nii.gz"

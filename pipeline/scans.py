@@ -1,8 +1,8 @@
 """A folder or file to the new scans in it: which files are the channels of a case, and which beside them is its label.
 
-NIfTI files lie in the folder itself, `imagesTs`, `imagesTr` or `images`; `case_0000`, `case_0001`, … are the channels of one
-case, and labels lie in `labelsTs`, `labelsTr` or `labels`. Where there is no NIfTI file, every DICOM series in the folder and
-below is a case. Reads names, and of DICOM the headers; a scan that cannot be used is named, so that the others go on.
+Scans lie in the folder itself, `imagesTs`, `imagesTr` or `images`; `case_0000`, `case_0001`, … are the channels of one case,
+and labels lie in `labelsTs`, `labelsTr` or `labels`. Where there is no such file, every DICOM series in the folder and below
+is a case. Reads names, and of DICOM the headers; a scan that cannot be used is named, so that the others go on.
 """
 
 import re
@@ -13,20 +13,30 @@ from pathlib import Path
 
 from pipeline import dicom
 from pipeline.errors import CohortError
+from pipeline.formats import AS_IT_IS, SUFFIXES, Choices, kind_of, split_suffix
 from pipeline.records import Case
 
-NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 IMAGE_FOLDERS = ("imagesTs", "imagesTr", "images", ".")
 LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A file, or a series of a folder, that is read from a standard copy."""
+
+    source: Path
+    target: Path
+    choices: Choices = AS_IT_IS
+    series: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class Scan:
-    """`series`: the DICOM files that the case's one channel is made of. `refused`: why there can be no mask, or empty."""
+    """`case` with the files that are read; `copies` makes those that are not there yet. `refused`: why there can be no mask."""
 
     case: Case
-    series: tuple[Path, ...] = ()
+    copies: tuple[Copy, ...] = ()
     refused: str = ""
 
 
@@ -34,45 +44,49 @@ def find_scans(place: Path, num_channels: int, converted: Callable[[str], Path])
     """The scans of a folder or file, sorted by case.
 
     Args:
-        converted: where the file of a DICOM series will lie, by case.
+        converted: where the copy of a file or series will lie, by a name such as `case_0000` or `case_label`.
 
     Raises:
         CohortError: no scan at all.
     """
     if place.is_file():
-        return [_scan(_case_id(place, num_channels), [place], num_channels, label=None)]
+        return [_scan(_case_id(place, num_channels), [place], num_channels, None, converted)]
     for part in IMAGE_FOLDERS:
-        if found := sorted(path for path in (place / part).glob("*") if NIFTI.match(path.name) and path.is_file()):
-            return _nifti_scans(place, found, num_channels)
+        if found := _scan_files(place / part):
+            return _scans_of_files(place, found, num_channels, converted)
     scans = [
-        _series_scan(series, converted(series.name), num_channels)
+        _series_scan(series, converted(f"{series.name}_0000"), num_channels)
         for series in sorted(dicom.find_series(place), key=lambda series: series.name)
     ]
     if not scans:
         raise CohortError(
-            f"{place}: no NIfTI file (.nii, .nii.gz) and no DICOM series there. Give the folder that holds the scans."
+            f"{place}: no scan ({' '.join(SUFFIXES)}) and no DICOM series there. Give the folder that holds the scans."
         )
     return _without_twins(scans)
 
 
-def _nifti_scans(folder: Path, found: list[Path], num_channels: int) -> list[Scan]:
+def _scan_files(folder: Path) -> list[Path]:
+    """In order of names; pictures only where there is nothing else, for beside scans they show something of them."""
+    found = sorted(path for path in folder.glob("*") if split_suffix(path.name)[1] and path.is_file())
+    return [path for path in found if kind_of(path) != "picture"] or found
+
+
+def _scans_of_files(folder: Path, found: list[Path], num_channels: int, converted: Callable[[str], Path]) -> list[Scan]:
     channels: dict[str, list[Path]] = {}
     for path in found:
         channels.setdefault(_case_id(path, num_channels), []).append(path)
-    labels = {
-        _name(path): path for part in LABEL_FOLDERS for path in (folder / part).glob("*") if NIFTI.match(path.name)
-    }
-    scans = [_scan(case, paths, num_channels, labels.get(case)) for case, paths in channels.items()]
+    labels = {_name(path): path for part in LABEL_FOLDERS for path in _scan_files(folder / part)}
+    scans = [_scan(case, paths, num_channels, labels.get(case), converted) for case, paths in channels.items()]
     return _without_twins(sorted(scans, key=lambda scan: scan.case.case))
 
 
 def _name(path: Path) -> str:
-    match = NIFTI.match(path.name)
-    if not match:
+    name, suffix = split_suffix(path.name)
+    if not suffix:
         raise CohortError(
-            f"{path}: NIfTI (.nii, .nii.gz) expected. Convert the file; of DICOM give the folder of the series."
+            f"{path}: one of {' '.join(SUFFIXES)} expected. Convert the file; of DICOM give the folder of the series."
         )
-    return match["name"]
+    return name
 
 
 def _case_id(path: Path, num_channels: int) -> str:
@@ -81,20 +95,43 @@ def _case_id(path: Path, num_channels: int) -> str:
     return split["case"] if split and (num_channels > 1 or split["channel"] == "0000") else _name(path)
 
 
-def _scan(case: str, channels: list[Path], num_channels: int, label: Path | None) -> Scan:
-    scan = Scan(Case(case, case, fold=0, label=label, channels=tuple(channels)))
+def _scan(
+    case: str, channels: list[Path], num_channels: int, label: Path | None, converted: Callable[[str], Path]
+) -> Scan:
+    if refused := _refusal(case, channels, num_channels):
+        return Scan(Case(case, case, fold=0, label=label, channels=tuple(channels)), refused=refused)
+    files = [Copy(path, converted(f"{case}_{channel:04d}")) for channel, path in enumerate(channels)]
+    if len(channels) < num_channels:  # one file with all of them
+        targets = [converted(f"{case}_{channel:04d}") for channel in range(num_channels)]
+        files = [Copy(channels[0], target, Choices(channel, num_channels)) for channel, target in enumerate(targets)]
+    labels = [Copy(label, converted(f"{case}_label"))] if label else []
+    read = Case(
+        case,
+        subject=case,
+        fold=0,
+        label=_read_from(labels[0]) if labels else None,
+        channels=tuple(map(_read_from, files)),
+    )
+    return Scan(read, tuple(copy for copy in [*files, *labels] if _read_from(copy) != copy.source))
+
+
+def _refusal(case: str, channels: list[Path], num_channels: int) -> str:
     names = [_name(path) for path in channels]
     if len(set(names)) < len(names):
-        return replace(scan, refused=f"{case}: two files with the same name. Keep one of .nii and .nii.gz.")
+        return f"{case}: two files with the same name. Keep one of .nii and .nii.gz."
     expected = [f"{case}_{channel:04d}" for channel in range(num_channels)]
-    if names != expected and not (num_channels == 1 and names == [case]):
-        refused = (
-            f"{case}: {', '.join(path.name for path in channels)} found in {channels[0].parent}, "
-            f"{', '.join(f'{name}.nii.gz' for name in expected)} expected: one file per channel, numbered as in training. "
-            "Rename the files or add what is missing."
-        )
-        return replace(scan, refused=refused)
-    return scan
+    if names in (expected, [case]):
+        return ""
+    return (
+        f"{case}: {', '.join(path.name for path in channels)} found in {channels[0].parent}, "
+        f"{', '.join(f'{name}.nii.gz' for name in expected)} expected: one file per channel, numbered as in training. "
+        "Rename the files or add what is missing."
+    )
+
+
+def _read_from(copy: Copy) -> Path:
+    """A NIfTI file of one channel is read as it is."""
+    return copy.source if kind_of(copy.source) == "nifti" and copy.choices == AS_IT_IS else copy.target
 
 
 def _series_scan(series: dicom.Series, converted: Path, num_channels: int) -> Scan:
@@ -105,7 +142,7 @@ def _series_scan(series: dicom.Series, converted: Path, num_channels: int) -> Sc
         if num_channels > 1
         else ""
     )
-    return Scan(case, series.files, refused)
+    return Scan(case, (Copy(series.files[0].parent, converted, series=series.files),), refused)
 
 
 def _without_twins(scans: list[Scan]) -> list[Scan]:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline import dicom, errors, records
+from pipeline import errors, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
-from pipeline.check.problem import Asked, Problem
+from pipeline.check.problem import Asked, Problem, Refused
 from pipeline.choice import operations_for_new_scans
 from pipeline.config import with_previous
 from pipeline.errors import CohortError, ImageError, PipelineError, TrainingError
+from pipeline.formats import standardise
 from pipeline.images import Segmentation, Spacing, Volume, grid_of, open_image, ras_grid, write_mask, write_volume
 from pipeline.intensity import nonzero_box
 from pipeline.mirrors import find_mirrors
@@ -167,12 +168,23 @@ def check_scan(scan: Scan, cohort: Cohort, problems: list[Problem]) -> dict[str,
     case = scan.case
     if scan.refused:
         raise CohortError(scan.refused)
-    if scan.series:
-        mended = dicom.convert(scan.series, case.channels[0])
-        problems += [replace(problem, case=case.case, file=str(scan.series[0].parent)) for problem in mended]
+    for copy in scan.copies:
+        try:
+            found = standardise(copy.source, copy.target, copy.choices, series=copy.series)
+        except Refused as error:
+            if copy.target != case.label:
+                raise
+            found, case = [error.problem], replace(case, label=None)
+        problems += [replace(problem, case=case.case, file=str(copy.source)) for problem in found]
     report = check_case(case, Asked(declared=cohort.declared))
-    problems += [problem for problem in report.problems if problem.rule != LABEL_MISSING]
-    refused = [one for one in problems if one.severity == "refuse" and one.file != str(case.label)]
+    source_of = {str(copy.target): str(copy.source) for copy in scan.copies}
+    problems += [
+        replace(problem, file=source_of.get(problem.file, problem.file))
+        for problem in report.problems
+        if problem.rule != LABEL_MISSING
+    ]
+    label = str(scan.case.label)
+    refused = [one for one in problems if one.severity == "refuse" and one.file != source_of.get(label, label)]
     if refused:
         first = refused[0]
         raise ImageError(f"{first.file}: {first.found}, {first.expected} expected. {first.do}")

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from pipeline import dicom
-from pipeline.dicom import convert, find_series, own_locale, read_series
+from pipeline.check.problem import Refused
+from pipeline.dicom import find_series, only_series, own_locale, read_series
 from pipeline.errors import CohortError, ImageError
+from pipeline.formats import standardise
 
 SHAPE, SPACING_MM = (9, 7, 5), (0.7, 1.1, 2.5)
 RIGHT, DOWN = np.array([1.0, 0.0, 0.0]), np.array([0.0, 0.8, 0.6])  # LPS; slices lean forward
@@ -55,23 +57,18 @@ def affine_by_hand():
     return np.diag([-1, -1, 1, 1]) @ lps
 
 
-def only_series(folder):
-    (series,) = find_series(folder)
-    return series
-
-
 def test_a_series_is_read_with_its_values_on_its_grid_in_the_order_of_its_slices(tmp_path):
     write_series(tmp_path / "anna")
-    voxels, affine, problems = read_series(only_series(tmp_path).files)
-    assert (voxels == HU).all()
-    assert affine == pytest.approx(affine_by_hand(), abs=1e-4)
-    assert problems == []
+    stored = read_series(only_series(tmp_path).files)
+    assert (stored.voxels[..., 0] == HU).all()
+    assert stored.affine == pytest.approx(affine_by_hand(), abs=1e-4)
+    assert stored.problems == []
 
 
 def test_reading_a_series_leaves_the_locale_as_it_was(tmp_path):
     write_series(tmp_path / "scan")
     before = locale.setlocale(locale.LC_ALL)
-    convert(only_series(tmp_path / "scan").files, tmp_path / "scan.nii.gz")
+    standardise(tmp_path / "scan", tmp_path / "scan.nii.gz")
     assert locale.setlocale(locale.LC_ALL) == before
 
 
@@ -88,15 +85,15 @@ def test_series_are_named_after_their_folder_and_after_their_uid_where_there_are
 def test_a_converted_series_is_kept_until_its_files_change(tmp_path):
     write_series(tmp_path / "anna")
     path = tmp_path / "out" / "anna.nii.gz"
-    assert convert(only_series(tmp_path / "anna").files, path) == []
+    assert standardise(tmp_path / "anna", path) == []
     image, before = nib.load(path), path.stat().st_mtime_ns
     assert image.get_data_dtype() == np.int16
     assert (np.asarray(image.dataobj) == HU).all()
     assert image.affine == pytest.approx(affine_by_hand(), abs=1e-4)
-    convert(only_series(tmp_path / "anna").files, path)
+    standardise(tmp_path / "anna", path)
     assert path.stat().st_mtime_ns == before
     write_series(tmp_path / "anna", voxels=HU + np.int16(1))
-    convert(only_series(tmp_path / "anna").files, path)
+    standardise(tmp_path / "anna", path)
     assert (np.asarray(nib.load(path).dataobj) == HU + 1).all()
 
 
@@ -109,7 +106,7 @@ def along(steps_mm, aside_mm=0.0):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"positions_mm": along([0, 2.5, 5, 10, 12.5])}, r"slices up to .* mm off even steps .*: is one missing\?"),
+        ({"positions_mm": along([0, 2.5, 5, 10, 12.5])}, r"slices up to .* mm off even steps .* Is one missing\?"),
         ({"positions_mm": along([0, 2.5, 5, 7.5, 10], aside_mm=0.5)}, r"gantry tilt of 11\.3 degrees"),
         ({"positions_mm": along([0, 2.5, 2.5, 5, 7.5])}, "2 slices at one place"),
         ({"voxels": HU[:, :, :1]}, "one DICOM file found"),
@@ -136,9 +133,25 @@ def test_slices_of_several_directions_are_refused(tmp_path):
 )
 def test_slices_a_little_off_are_taken_as_even_and_that_is_said(tmp_path, positions_mm, rule):
     write_series(tmp_path / "anna", positions_mm=positions_mm)
-    _, affine, problems = read_series(only_series(tmp_path).files)
-    assert [(problem.severity, problem.rule) for problem in problems] == [("fix", rule)]
-    assert affine == pytest.approx(affine_by_hand(), abs=1e-3)
+    stored = read_series(only_series(tmp_path).files)
+    assert [(problem.severity, problem.rule) for problem in stored.problems] == [("fix", rule)]
+    assert stored.affine == pytest.approx(affine_by_hand(), abs=1e-3)
+
+
+@pytest.mark.parametrize("uids", [[], ["1.2.3", "1.2.4"]], ids=["none", "two"])
+def test_a_folder_without_one_series_is_refused_with_their_number(tmp_path, uids):
+    for uid in uids:
+        write_series(tmp_path, uid=uid)
+    with pytest.raises(Refused, match=f"{len(uids)} DICOM series .* found, one expected. Give each series a folder"):
+        standardise(tmp_path, tmp_path / "copy.nii.gz")
+
+
+def test_one_series_of_a_folder_of_several_can_be_asked_for(tmp_path):
+    write_series(tmp_path / "anna", uid="1.2.3")
+    write_series(tmp_path / "anna", uid="1.2.4", voxels=HU + np.int16(1))
+    second = find_series(tmp_path / "anna")[1]
+    standardise(tmp_path / "anna", tmp_path / "copy.nii.gz", series=second.files)
+    assert (np.asarray(nib.load(tmp_path / "copy.nii.gz").dataobj) == HU + 1).all()
 
 
 def test_a_slice_that_cannot_be_read_is_refused_by_name(tmp_path):

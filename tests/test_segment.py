@@ -283,7 +283,7 @@ def test_a_dicom_series_is_segmented_like_any_scan(trained):
     write_series(Path("dicom/anna"), voxels=np.tile(HU, (2, 2, 2)))
     run(scans="dicom")
     assert list(rows_of(trained)) == ["anna"]
-    mask, converted = nib.load(trained.segmented("anna")), nib.load(trained.converted("anna"))
+    mask, converted = nib.load(trained.segmented("anna")), nib.load(trained.converted("anna_0000"))
     assert mask.shape == converted.shape == (18, 14, 10)
     assert mask.affine.tobytes() == converted.affine.tobytes()
 

@@ -1,8 +1,11 @@
 """What a rule is told, what it finds wrong, and how the rules of one file are asked. Knows no rule."""
 
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
+
+from pipeline.errors import ImageError
 
 ALL_CASES = "(all)"
 REPLACE = "Replace the file or drop the case."
@@ -37,6 +40,18 @@ class Asked:
     allow_unknown_orientation: bool = False
     has_3d: bool = False
     scan_gib: float = 16.0
+
+
+class Refused(ImageError):
+    """One file that cannot be used, in one line; `problem` is the same for the table of `check`."""
+
+    def __init__(self, file: Path, problem: Problem) -> None:
+        super().__init__(file, problem)  # as they are, for a worker sends them to its parent
+        self.problem = replace(problem, file=str(file))
+
+    def __str__(self) -> str:
+        one = self.problem
+        return f"{one.file}: {one.found} found, {one.expected} expected. {one.do}"
 
 
 def refuse(rule: str, found: str, expected: str, do: str = REPLACE) -> Problem:
