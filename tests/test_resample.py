@@ -19,6 +19,13 @@ def test_resampling_equals_scipys_spline_zoom(order, shape):
     assert np.abs(resample(array, shape, (order,) * 3) - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("order", [3, 5])
+def test_a_long_axis_equals_scipys_spline_zoom_to_a_thousandth_of_the_range(order):
+    array = ndimage.gaussian_filter(RANDOM.normal(size=(6, 300, 7)), 1).astype(np.float32)
+    expected = ndimage.zoom(array, (1, 411 / 300, 1), order=order, mode="nearest", grid_mode=True)
+    assert np.abs(resample(array, (6, 411, 7), (order,) * 3) - expected).max() < 1e-4 * np.ptp(array)
+
+
 def test_resampling_keeps_the_world_position_of_a_blob():
     positions = np.stack(np.meshgrid(*(np.arange(size) for size in SHAPE), indexing="ij"))
     blob = np.exp(-((positions - np.array([4, 5, 6])[:, None, None, None]) ** 2).sum(0) / 4).astype(np.float32)
@@ -38,6 +45,33 @@ def test_leading_axes_are_resampled_alike():
 def test_the_same_shape_is_left_as_it_is():
     array = RANDOM.normal(size=SHAPE).astype(np.float32)
     assert np.array_equal(resample(array, SHAPE, (3, 3, 3)), array)
+
+
+@pytest.mark.parametrize("shape", [(18, 7, 13), (4, 30, 5), (23, 24, 25)])
+@pytest.mark.parametrize("orders", [(1, 1, 1), (0, 1, 1), (1, 0, 1)])
+def test_resampled_labels_are_what_scipys_zoom_of_every_label_finds_heaviest(shape, orders):
+    labels = (ndimage.gaussian_filter(RANDOM.normal(size=SHAPE), 1.0) * 30).astype(int).clip(-2, 3) + 2
+    weights = np.stack([labels == label for label in range(6)]).astype(float)
+    for axis, order in enumerate(orders):
+        factors = [1.0] * 4
+        factors[1 + axis] = shape[axis] / SHAPE[axis]
+        weights = ndimage.zoom(weights, factors, order=order, mode="nearest", grid_mode=True)
+    highest, second = np.sort(weights, axis=0)[[-1, -2]]
+    is_clear = highest > second + 1e-5
+    assert is_clear.mean() > 0.5
+    assert np.array_equal(resample_labels(labels, shape, orders)[is_clear], weights.argmax(axis=0)[is_clear])
+
+
+def test_a_tie_of_labels_goes_to_the_lower_one():
+    assert resample_labels(np.array([[[7]], [[3]]]), (1, 1, 1), (1, 1, 1)) == 3
+    assert resample_labels(np.array([[[3]], [[7]]]), (1, 1, 1), (1, 1, 1)) == 3
+
+
+def test_labels_of_noise_are_weighed_block_by_block(monkeypatch):
+    labels = RANDOM.integers(0, 4, SHAPE)
+    whole = resample_labels(labels, (20, 20, 20), (1, 1, 1))
+    monkeypatch.setattr("pipeline.resample.BLOCK_VOXELS", 100)
+    assert np.array_equal(resample_labels(labels, (20, 20, 20), (1, 1, 1)), whole)
 
 
 @given(st.tuples(*[st.integers(2, 12)] * 3))
