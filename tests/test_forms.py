@@ -110,6 +110,23 @@ def test_a_device_without_a_gpu_has_no_memory_of_its_own():
     assert CPU.free_bytes == 0
 
 
+def test_a_form_that_is_far_slower_than_another_is_given_up_after_two_steps(monkeypatch):
+    clock = [0.0]
+
+    def training_step(form, *_):
+        def take_step(_):
+            clock[0] += 0.5
+
+        return take_step
+
+    monkeypatch.setattr(forms, "training_step", training_step)
+    monkeypatch.setattr(forms.time, "perf_counter", lambda: clock[0])
+    for rival_s, steps in ((0.3, 2), (0.45, 4)):
+        clock[0] = 0.0
+        assert forms.seconds_per_step(forms.named_form(PLANNED), make_plan(), 4, 2, CPU, rival_s=rival_s) == 0.5
+        assert clock[0] == 0.5 * steps
+
+
 def test_the_time_that_the_compiler_takes_is_not_taken_for_a_step(monkeypatch):
     clock = [0.0]
 

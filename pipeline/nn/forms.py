@@ -4,6 +4,7 @@ bf16 halves the time on some CPUs and lengthens it on others with the same instr
 `plan` times the forms; `train` tries the compiler on top where the budget can pay for it.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from pipeline.nn.networks import build_network
 from pipeline.plan import Plan, Width
 
 TIMED_STEPS = 3
-LONG_ENOUGH_S = 5.0
+LONG_ENOUGH_S = 2.5
+HOPELESS = 1.25  # times as slow as another form: more steps would not change that
 COMPILE_SHARE = 0.05  # of the budget, at most, for trying the compiler
 COMPILE_S = {"cpu": 60.0, "cuda": 60.0}  # about what compiling a U-Net takes
 COMPILED = " compiled"
@@ -129,8 +131,11 @@ def expected_seconds(plan: Plan, budget: Budget) -> float:
     return (budget.steps or 0) * budget.batch_size * (measured.seconds_per_sample if measured else 0.0)
 
 
-def seconds_per_step(form: Form, plan: Plan, width: int, batch_size: int, device: Device) -> float:
-    """The fastest of three steps after one that warms up or compiles; of fewer where a single one takes long.
+def seconds_per_step(
+    form: Form, plan: Plan, width: int, batch_size: int, device: Device, *, rival_s: float = math.inf
+) -> float:
+    """The fastest of three steps after one that warms up or compiles; of fewer where a single one takes long, or far longer
+    than `rival_s`.
 
     The first one counts too where nothing is compiled, so that a network of minutes per step takes one step.
     """
@@ -139,6 +144,8 @@ def seconds_per_step(form: Form, plan: Plan, width: int, batch_size: int, device
     if form.is_compiled:
         seconds = [seconds_of(take_step, batch_size)]
     while len(seconds) <= TIMED_STEPS and sum(seconds) < LONG_ENOUGH_S:
+        if len(seconds) > 1 and min(seconds) > HOPELESS * rival_s:
+            break
         seconds.append(seconds_of(take_step, batch_size))
     return min(seconds)
 

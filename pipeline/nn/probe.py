@@ -17,7 +17,7 @@ import torch
 from pipeline import errors
 from pipeline.fit import Measured
 from pipeline.nn.device import Device, pick_device
-from pipeline.nn.forms import Form, candidate_forms, seconds_per_step, training_step, usual_form
+from pipeline.nn.forms import HOPELESS, Form, candidate_forms, seconds_per_step, training_step, usual_form
 from pipeline.plan import Plan, plan_from_json
 
 PROBE_SECONDS = 20.0  # once this is spent, further forms and middle widths are left out
@@ -47,7 +47,8 @@ def measure_step(plan: Plan, widths: list[int], device: Device, memory_gib: floa
 def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int, float], dict[int, str]]:
     """Seconds per sample and the form they were measured in, narrowest first.
 
-    The narrowest tries every form, the others the two that were best. The widest is measured however long it takes.
+    The narrowest tries every form, the others the best one and the next if it was hardly slower. The widest is measured
+    however long it takes.
     """
     begin = time.perf_counter()
     forms = candidate_forms(device, plan.dims)
@@ -61,11 +62,13 @@ def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int
         for form in forms:
             if not seconds or time.perf_counter() - begin < PROBE_SECONDS:
                 try:
-                    seconds[form] = seconds_per_step(form, plan, width, batch, device) / batch
+                    rival_s = batch * min(seconds.values(), default=math.inf)
+                    seconds[form] = seconds_per_step(form, plan, width, batch, device, rival_s=rival_s) / batch
                 except torch.OutOfMemoryError:  # memory was measured with the usual form, which comes first
                     if not seconds:
                         raise
-        forms = sorted(seconds, key=lambda form: seconds[form])[:2]
+        forms = sorted(seconds, key=lambda form: seconds[form])
+        forms = [form for form in forms[:2] if seconds[form] < HOPELESS * seconds[forms[0]]]
         measured[width], names[width] = seconds[forms[0]], forms[0].name
     return measured, names
 
