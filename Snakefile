@@ -134,9 +134,10 @@ rule preprocess:
     threads: run.threads
     params:
         results=run.name,
+        code=run.preparing_code,
     shell:
         "python -m pipeline.preprocess --results {params.results:q} --configuration {wildcards.configuration}"
-        " --fold {wildcards.fold} --threads {threads} 2>&1 | tee {log:q}"
+        " --fold {wildcards.fold} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule train:

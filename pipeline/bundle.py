@@ -165,7 +165,12 @@ def _preparation(plan: Plan) -> list[dict[str, Any]]:
             "keys": "image",
             "channels": [_normalisation(scheme, foreground) for scheme, foreground in rules],
         },
-        {"_target_": f"{TRANSFORMS}.Resampled", "keys": "image", "spacing_mm": list(plan.spacing_mm)},
+        {
+            "_target_": f"{TRANSFORMS}.Resampled",
+            "keys": "image",
+            "spacing_mm": list(plan.spacing_mm),
+            "order": plan.image_order,
+        },
     ]
 
 

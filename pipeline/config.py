@@ -30,6 +30,7 @@ LOSSES = {
     "regions": ("dice_bce", "bce", *OVERLAP_LOSSES),
     "regression": ("mse", "mae"),
 }
+FOR_ALL = ("normalisation", "bias_correction", "resampling")  # what every configuration does with a scan
 UNWEIGHTED = ("generalized_dice", "mse", "mae")
 
 
@@ -59,6 +60,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_folds(full)
     _check_previous(full)
     return full
+
+
+def settings_of(config: Mapping[str, Any], configuration: str) -> dict[str, Any]:
+    """What `plan` is asked for: the configuration's own section, and what all do with a scan."""
+    return {**config["configurations"][configuration], **{key: config[key] for key in FOR_ALL}}
 
 
 def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 There is one bundle for each configuration that `ensemble` takes for new scans: a program of all its folds, what
 `monai.bundle run` needs around it, and single folds as ONNX where the packages for it are installed. A cascade has none, for
-it reads what another bundle would make.
+it reads what another bundle would make, and neither has what reads scans after N4, which MONAI does not know.
 """
 
 import shutil
@@ -17,6 +17,7 @@ from pipeline.errors import ExportError, TrainingError
 from pipeline.nn.checkpoints import Model, load_model
 from pipeline.nn.programs import missing_packages, save_onnx, save_program
 from pipeline.paths import Results
+from pipeline.plan import Plan
 
 SCRIPTS = Path(__file__).parent / "nn" / "bundle"
 LICENCE = Path(__file__).parents[1] / "LICENSE"
@@ -34,22 +35,28 @@ def main(results: str, folds: str, threads: int = 1) -> None:
     for configuration in chosen:
         paths = {fold: files.model(configuration, fold) for fold in folds.split(",")}
         models = {fold: load_model(path, torch.device("cpu")) for fold, path in paths.items()}
-        if previous := next(iter(models.values())).plan.previous:
-            print(
-                f"{configuration}: no bundle, for it refines masks that another network makes, {previous}.", flush=True
-            )
+        if reason := without_bundle(next(iter(models.values())).plan):
+            print(f"{configuration}: no bundle, for {reason}.", flush=True)
             continue
         write_bundle(files, configuration, models)
         written.append(configuration)
     if not written:
         raise ExportError(
-            f"{', '.join(chosen)}: chosen for new scans, yet what refines the masks of another network has no bundle of its "
-            "own. Train a configuration that does without, such as 3d_fullres, in a run of another name."
+            f"{', '.join(chosen)}: chosen for new scans, yet what refines the masks of another network, or needs "
+            "`bias_correction`, has no bundle of its own. Train a configuration that does without, such as 3d_fullres, in a "
+            "run of another name."
         )
     if missing := missing_packages():
         wanted = f"pip install --constraint envs/constraints.txt {' '.join(missing)}"
         print(f"no ONNX was written, for {', '.join(missing)} not installed. `{wanted}`, then export again.")
     print(f"{len(written)} bundle(s) in {files.export}: {', '.join(written)}")
+
+
+def without_bundle(plan: Plan) -> str:
+    """Why a configuration cannot run elsewhere; empty if it can."""
+    if plan.previous:
+        return f"it refines masks that another network makes, {plan.previous}"
+    return "it reads scans whose brightness N4 has made even" if plan.bias_corrected else ""
 
 
 def write_bundle(files: Results, configuration: str, models: Mapping[str, Model]) -> None:

@@ -3,6 +3,7 @@
 A job's settings are JSON text, so that a changed value reruns exactly the stages that read it.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors, records
-from pipeline.config import DEMO, LOW_RESOLUTION, PREVIOUS, complete
+from pipeline.config import DEMO, LOW_RESOLUTION, PREVIOUS, complete, settings_of
 from pipeline.layouts import watched
 from pipeline.paths import Fold, Results
+
+PREPARING = ("bias.py", "images.py", "intensity.py", "preprocess.py", "resample.py")
 
 
 class Run:
@@ -55,6 +58,12 @@ class Run:
     def cohort_names(self, _: Any) -> str:
         """Another text when a scan or label is added, renamed or gone, so that `discover` runs again."""
         return "" if self.config["cohort"] == DEMO else watched.digest_of_names(Path(self.config["cohort"]))
+
+    @property
+    def preparing_code(self) -> str:
+        """The sha256 of what decides how arrays are made: Snakemake does not see that a module has changed."""
+        texts = [(Path(__file__).parent / module).read_bytes() for module in PREPARING]
+        return hashlib.sha256(b"".join(texts)).hexdigest()
 
     @property
     def predict_settings(self) -> str:
@@ -119,8 +128,7 @@ class Run:
 
     def configuration(self, wildcards: Any) -> str:
         """What one configuration sets, and what the cohort's channels do for all of them."""
-        own = self.config["configurations"][wildcards.configuration]
-        return to_json({**own, "normalisation": self.config["normalisation"]})
+        return to_json(settings_of(self.config, wildcards.configuration))
 
     def previous_plan(self, wildcards: Any) -> list[Path]:
         """Of the configuration whose masks this one refines, without which it is left out."""

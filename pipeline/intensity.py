@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.images import Volume
 
-Scheme = Literal["ct", "zscore", "zscore_nonzero", "rescale", "none"]
+Scheme = Literal["ct", "zscore", "zscore_nonzero", "percentile", "rescale", "none"]
 SMALLEST_STD = 1e-8
 
 
@@ -48,8 +48,9 @@ def normalise(channel: Volume, scheme: Scheme, foreground: ForegroundIntensity) 
     """(I, J, K) in scan units to (I, J, K) of about zero mean and unit variance, unless set otherwise.
 
     `ct`: clipped to the cohort's foreground percentiles, then its mean and standard deviation. `zscore`: the case's own;
-    `zscore_nonzero`: its own over nonzero voxels, zero elsewhere. `rescale`: the case's minimum to 0, its maximum to 1.
-    `none`: as it is. A constant channel gives zeros from `zscore`, `zscore_nonzero` and `rescale`.
+    `zscore_nonzero`: its own over nonzero voxels, zero elsewhere. `rescale`: the case's minimum to 0, its maximum to 1;
+    `percentile`: the same with percentiles 0.5 and 99.5, to which it is clipped. `none`: as it is. A constant channel gives
+    zeros, except from `none` and `ct`.
     Source: nnU-Net v2.
     """
     if scheme == "none":
@@ -57,6 +58,9 @@ def normalise(channel: Volume, scheme: Scheme, foreground: ForegroundIntensity) 
     if scheme == "rescale":
         low, high = float(channel.min()), float(channel.max())
         return ((channel - low) / max(high - low, SMALLEST_STD)).astype(np.float32)
+    if scheme == "percentile":
+        low, high = (float(value) for value in np.percentile(channel, (0.5, 99.5)))
+        return standardised(np.clip(channel, low, high), low, high - low)
     if scheme == "ct":
         clipped = np.clip(channel, foreground.percentile_00_5, foreground.percentile_99_5)
         return standardised(clipped, foreground.mean, foreground.std)

@@ -58,8 +58,8 @@ def main(
         masks.append(files.mask(configuration, case.case))
         write_prediction(masks[-1], [prediction], model.plan, case.channels[0])
     if keep_probabilities:
-        records.write_file_list(files.list_of_probabilities(configuration, fold), maps)
-    records.write_file_list(files.predicted(configuration, fold), masks)
+        records.write_file_list(files.list_of_probabilities(configuration, fold), records.digests(maps))
+    records.write_file_list(files.predicted(configuration, fold), records.digests(masks))
 
 
 def predict_case(

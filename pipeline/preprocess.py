@@ -3,6 +3,8 @@
 `pipeline.restore` is the way back: what leaves through it lies on the voxels that came in. Imports no torch.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
+from pipeline.bias import evened
 from pipeline.images import Segmentation, Shape, Spacing, Volume, read_labels_ras, read_ras, refuse_other_grid
 from pipeline.intensity import nonzero_box, normalise
 from pipeline.paths import Results
@@ -20,6 +23,19 @@ from pipeline.records import Case
 from pipeline.resample import interpolation_orders, resample, resample_labels, resampled_shape
 
 LOCATIONS_PER_LABEL = 5000  # voxels remembered as centres of foreground patches
+MADE_OF = "made_of.json"  # beside the arrays of a case: what decided them, and their sha256
+RULES = (  # of a plan, besides the intensities that CT is scaled by
+    "task",
+    "axes",
+    "spacing_mm",
+    "image_order",
+    "normalisation",
+    "bias_corrected",
+    "labels",
+    "ignore_label",
+    "target_scale",
+    "previous",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,8 @@ class Prepared:
     placement: Placement
 
 
-def main(results: str, configuration: str, fold: int, threads: int = 1) -> None:
+def main(results: str, configuration: str, fold: int, code: str = "", threads: int = 1) -> None:
+    """`code` stands for the program: arrays that another one made are made again."""
     files = Results(results)
     plan = read_plan(files.plan(configuration))
     if is_edited(files.plan(configuration)):
@@ -61,18 +78,54 @@ def main(results: str, configuration: str, fold: int, threads: int = 1) -> None:
     if plan.previous:
         records.verify_file_list(files.predicted(plan.previous, fold))
     masks = [files.mask(plan.previous, case.case) if plan.previous else None for case in cases]
-    work = partial(preprocess_case, plan=plan)
-    made = process_map(work, cases, folders, masks, max_workers=threads, desc="preprocess", mininterval=1)
-    records.write_file_list(files.preprocessed(configuration, fold), [path for paths in made for path in paths])
+    work = partial(preprocess_case, plan=plan, code=code)
+    found = process_map(work, cases, folders, masks, max_workers=threads, desc="preprocess", mininterval=1)
+    made = {path: digest for arrays, _ in found for path, digest in arrays.items()}
+    records.write_file_list(files.preprocessed(configuration, fold), made)
+    print(f"preprocess: {len(cases)} cases, {sum(is_new for _, is_new in found)} of them new or changed")
 
 
-def preprocess_case(case: Case, folder: Path, previous: Path | None = None, *, plan: Plan) -> list[Path]:
-    """Write the arrays of one case below `folder`, each file memory-mappable; a cascade has the mask `previous`."""
+def preprocess_case(
+    case: Case, folder: Path, previous: Path | None = None, *, plan: Plan, code: str = ""
+) -> tuple[dict[Path, str], bool]:
+    """See to it that the arrays of one case, each file memory-mappable, are below `folder`, made of what is there now.
+
+    Args:
+        previous: the mask that a cascade refines.
+
+    Returns:
+        The sha256 of each file, and whether they had to be made.
+    """
+    sources = {f"image_{index}": path for index, path in enumerate(case.channels)}
+    sources |= {role: path for role, path in (("label", case.label), ("previous", previous)) if path}
+    made_of = {role: records.sha256(path) for role, path in sources.items()} | {"code": code, "rules": rules_of(plan)}
+    if kept := kept_arrays(folder, made_of):
+        return kept, False
     channels, spacing_mm = read_channels(case)
     read = read_ras if plan.task == "regression" else read_labels_ras
     labels = read(case.label)[0] if case.label else None
     mask = read_labels_ras(previous)[0] if previous else None
-    return save_prepared(prepare(channels, spacing_mm, plan, labels, mask), folder, plan)
+    made = records.digests(save_prepared(prepare(channels, spacing_mm, plan, labels, mask), folder, plan))
+    of_names = {path.name: digest for path, digest in made.items()}
+    records.write_json(folder / MADE_OF, {"made_of": made_of, "files": of_names})
+    return made, True
+
+
+def rules_of(plan: Plan) -> str:
+    """What of a plan decides the arrays, as text; a plan that is measured anew has the same."""
+    scaled_by = zip(plan.normalisation, plan.foreground_intensity, strict=True)
+    intensities = [asdict(foreground) if scheme == "ct" else None for scheme, foreground in scaled_by]
+    return json.dumps([*(getattr(plan, rule) for rule in RULES), intensities])
+
+
+def kept_arrays(folder: Path, made_of: Mapping[str, str]) -> dict[Path, str]:
+    """The sha256 of the arrays that are there; none if they were made of something else or are not as they were made."""
+    if not (folder / MADE_OF).exists():
+        return {}
+    known = records.read_json(folder / MADE_OF)
+    listed = {folder / name: digest for name, digest in known["files"].items()}
+    is_same = known["made_of"] == made_of and all(path.exists() for path in listed)
+    return listed if is_same and records.digests(listed) == listed else {}
 
 
 def read_channels(case: Case) -> tuple[Volume, Spacing]:
@@ -116,10 +169,11 @@ def prepare(
     target = tuple(own if wanted is None else wanted for own, wanted in zip(spacing, plan.spacing_mm, strict=True))
     shape = resampled_shape(cropped.shape[1:], spacing, target)
     rules = zip(cropped, plan.normalisation, plan.foreground_intensity, strict=True)
-    cubic, linear = (interpolation_orders(spacing, target, order=order) for order in (3, 1))
+    spline, linear = (interpolation_orders(spacing, target, order=order) for order in (plan.image_order, 1))
     image = np.empty((plan.num_channels, *shape), np.float32)
     for index, (channel, scheme, foreground) in enumerate(rules):  # one at a time, for scans are large
-        image[index] = resample(normalise(channel, scheme, foreground), shape, cubic)
+        even = evened(channel, spacing) if index in plan.bias_corrected else channel
+        image[index] = resample(normalise(even, scheme, foreground), shape, spline)
     if plan.previous:
         assert previous is not None, plan.configuration
         image[-1] = resample_labels(_label_indices(previous[box].transpose(order), plan), shape, linear)
@@ -173,14 +227,16 @@ def save_prepared(prepared: Prepared, folder: Path, plan: Plan) -> list[Path]:
 
 def foreground_locations(classes: NDArray[np.uint16]) -> NDArray[np.int32]:
     """(N, 4): class index and voxel of up to 5000 voxels per foreground class, spread evenly; (0, 4) if there is none."""
-    found = []
-    for index in np.unique(classes):
-        if index == records.BACKGROUND:
-            continue
-        voxels = np.argwhere(classes == index)
-        voxels = voxels[:: max(1, len(voxels) // LOCATIONS_PER_LABEL)]
-        found.append(np.column_stack([np.full(len(voxels), index), voxels]))
-    return np.concatenate(found).astype(np.int32) if found else np.empty((0, 4), np.int32)
+    places = np.flatnonzero(classes != records.BACKGROUND)
+    indices = classes.ravel()[places]
+    by_class = np.argsort(indices, kind="stable")
+    chosen = [
+        members[:: max(1, len(members) // LOCATIONS_PER_LABEL)]
+        for members in np.split(by_class, 1 + np.flatnonzero(np.diff(indices[by_class])))
+    ]
+    kept = np.concatenate(chosen)
+    voxels = np.unravel_index(places[kept], classes.shape)
+    return np.column_stack([indices[kept], *voxels]).astype(np.int32)
 
 
 def load_image(folder: Path) -> Volume:

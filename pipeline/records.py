@@ -254,9 +254,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_file_list(path: Path, files: Iterable[Path]) -> None:
-    """The files that a job made, with digests, as its one declared output."""
-    write_json(path, {"files": {str(file): sha256(file) for file in files}})
+def digests(files: Iterable[Path]) -> dict[Path, str]:
+    return {file: sha256(file) for file in files}
+
+
+def write_file_list(path: Path, files: Mapping[Path, str]) -> None:
+    """The files that a job made, with their digests, as its one declared output."""
+    write_json(path, {"files": {str(file): digest for file, digest in files.items()}})
 
 
 def verify_file_list(path: Path) -> None:

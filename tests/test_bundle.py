@@ -129,6 +129,7 @@ def parsed(plan):
     [
         ({}, 1),
         ({"normalisation": ("rescale",)}, 1),
+        ({"normalisation": ("percentile",), "image_order": 1}, 1),
         ({"normalisation": ("zscore_nonzero",), "spacing_mm": (3.0, 0.9, 0.8)}, 1),
         ({"normalisation": ("none",), "axes": "xzy", "spacing_mm": (1.5, 4.0, 1.0)}, 1),
         ({**TWO_CHANNELS, "normalisation": ("ct", "zscore")}, 2),
@@ -174,7 +175,7 @@ def test_an_empty_scan_is_not_cropped_to_nothing(tmp_path, scripts):
     assert not image.any()
 
 
-@pytest.mark.parametrize("scheme", ["ct", "zscore", "zscore_nonzero", "rescale", "none"])
+@pytest.mark.parametrize("scheme", ["ct", "zscore", "zscore_nonzero", "percentile", "rescale", "none"])
 @pytest.mark.parametrize("channel", [make_scan()[0][0], np.zeros((3, 4, 5), np.float32), np.full((3, 4, 5), 7.0)])
 def test_intensities_are_ours(scheme, channel):
     rule = dict(low=30.0, high=190.0, mean=100.0, std=30.0) if scheme == "ct" else {}

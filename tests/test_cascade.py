@@ -14,7 +14,7 @@ from torch import nn
 
 from pipeline import discover, fingerprint, records, segment
 from pipeline.check.__main__ import main as check
-from pipeline.config import complete
+from pipeline.config import complete, settings_of
 from pipeline.errors import CohortError, PlanError
 from pipeline.flow import Run
 from pipeline.images import read_labels_ras
@@ -299,8 +299,8 @@ def finished(tmp_path_factory):
         check("c")
         fingerprint.main("c")
         described, cohort = records.read_json(files.fingerprint), records.read_cohort(files.cohort)
-        for name, wanted in config["configurations"].items():
-            plan = plan_configuration(described, cohort, name, {**wanted, "normalisation": {}}, 8)
+        for name in config["configurations"]:
+            plan = plan_configuration(described, cohort, name, settings_of(config, name), 8)
             plan = dataclasses.replace(plan, widths=(Width(4, 0.01),))
             records.write_json(files.plan(name), dataclasses.asdict(plan))
             for fold in range(2):

@@ -59,7 +59,7 @@ def test_completing_leaves_the_users_own_mapping_untouched():
         ),
         (
             {"normalisation": {0: "minmax"}},
-            "normalisation.0 is 'minmax': is not one of ['ct', 'zscore', 'rescale', 'none']",
+            "normalisation.0 is 'minmax': is not one of ['ct', 'zscore', 'zscore_nonzero', 'percentile', 'rescale', 'none']",
         ),
         ({"configurations": {"ensemble": {"dims": 3}}}, "configurations"),
         ({"configurations": {"2d": {"patch_size": [8, 8, 8]}}}, "2 numbers expected, for dims is 2"),

@@ -137,7 +137,7 @@ def run(tmp_path, monkeypatch):
         predicted[8, 10, 11:] = 2
         scan = save(tmp_path / f"scans/{name}.nii.gz", truth)
         cases.append(Case(name, name, fold, save(tmp_path / f"labels/{name}.nii.gz", truth), (scan,)))
-        records.write_file_list(files.predicted("3d", fold), [save(files.mask("3d", name), predicted)])
+        records.write_file_list(files.predicted("3d", fold), records.digests([save(files.mask("3d", name), predicted)]))
         records.write_json(files.arrays("3d", name) / "placement.json", asdict(as_it_is(SHAPE)))
         np.save(files.arrays("3d", name) / "image.npy", truth[None])
     records.write_cases(files.checked_cases, cases)

@@ -185,7 +185,7 @@ def test_a_label_absent_everywhere_is_an_empty_cell(run: Results) -> None:
 
 def test_a_mask_that_changed_since_the_ensemble_wrote_it_is_refused(run: Results) -> None:
     mask = write_labels(run.mask("ensemble", "a"), phantom())
-    records.write_file_list(run.choice, [mask])
+    records.write_file_list(run.choice, records.digests([mask]))
     evaluate.main(run.name, "ensemble", "0", json.dumps({"tolerance_mm": 2}))
     write_labels(mask, phantom() * 0)
     with pytest.raises(CohortError, match=r"ensemble/a.nii.gz: changed since .*choice.json was written"):

@@ -221,6 +221,11 @@ def test_a_cascade_has_no_bundle_and_the_log_says_so(untaught, capsys):
         export.main("tiny", "0")
 
 
+def test_a_network_that_reads_scans_after_n4_has_no_bundle():
+    assert export.without_bundle(make_plan(bias_corrected=(0,))) == "it reads scans whose brightness N4 has made even"
+    assert export.without_bundle(make_plan()) == ""
+
+
 def test_nothing_is_exported_before_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TrainingError, match=r"nothing is trained yet\. Run `snakemake --cores 8` first"):

@@ -1,7 +1,9 @@
 """What the Snakefile asks of a configuration."""
 
+import re
 from pathlib import Path
 
+from pipeline import flow
 from pipeline.flow import Run
 
 
@@ -17,6 +19,15 @@ def test_new_scans_concern_no_stage_of_the_training():
 def test_jobs_that_keep_finished_work_by_themselves_are_asked_in_every_run():
     run = Run({"name": "a", "cohort": "scans"})
     assert run.now != run.now
+
+
+def test_the_program_that_makes_arrays_is_every_module_that_computes_for_it(monkeypatch):
+    text = (Path(flow.__file__).parent / "preprocess.py").read_text()
+    used = set(re.findall(r"^from pipeline\.(\w+) import", text, re.MULTILINE)) | {"preprocess"}
+    assert {f"{name}.py" for name in used - {"errors", "paths", "plan", "records"}} == set(flow.PREPARING)
+    before = Run({"name": "a", "cohort": "scans"}).preparing_code
+    monkeypatch.setattr(flow, "PREPARING", flow.PREPARING[:-1])
+    assert Run({"name": "a", "cohort": "scans"}).preparing_code != before
 
 
 def test_the_cohorts_description_is_watched_where_there_is_one(tmp_path, monkeypatch):

@@ -33,6 +33,14 @@ def test_rescale_takes_the_minimum_to_zero_and_the_maximum_to_one():
     assert (normalise(np.full((3, 4, 5), 7, np.float32), "rescale", NOTHING) == 0).all(), "a constant channel"
 
 
+def test_percentiles_go_to_zero_and_one_and_what_is_beyond_is_clipped():
+    image = np.arange(1001, dtype=np.float32)[None, None]
+    image[0, 0, -1] = 1e6
+    result = normalise(image, "percentile", NOTHING)
+    assert (result.min(), result.max()) == (0, 1)
+    assert result[0, 0, 500] == pytest.approx(0.5, abs=1e-4)
+
+
 def test_none_leaves_every_value_as_it_is():
     image = np.random.default_rng(0).normal(700, 300, (9, 11, 13)).astype(np.float32)
     result = normalise(image, "none", NOTHING)
@@ -40,14 +48,15 @@ def test_none_leaves_every_value_as_it_is():
     assert result.dtype == np.float32
 
 
-@pytest.mark.parametrize("scheme", ["zscore", "zscore_nonzero", "ct", "rescale", "none"])
+@pytest.mark.parametrize("scheme", ["zscore", "zscore_nonzero", "ct", "percentile", "rescale", "none"])
 @pytest.mark.parametrize("value", [0.0, 5.0])
 def test_a_constant_scan_gives_finite_numbers(scheme, value):
     assert np.isfinite(normalise(np.full((3, 3, 3), value, np.float32), scheme, NOTHING)).all()
 
 
 @pytest.mark.parametrize(
-    ("scheme", "value"), [("zscore", 0), ("zscore_nonzero", 0), ("rescale", 0), ("none", 100), ("ct", 0.5)]
+    ("scheme", "value"),
+    [("zscore", 0), ("zscore_nonzero", 0), ("percentile", 0), ("rescale", 0), ("none", 100), ("ct", 0.5)],
 )
 def test_a_constant_channel_gives_zeros_where_the_case_sets_the_scale(scheme, value):
     foreground = replace(NOTHING, mean=0, std=200, percentile_00_5=-500, percentile_99_5=500)

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import records
 from pipeline.budget import fit_budget
-from pipeline.config import complete
+from pipeline.config import FOR_ALL, complete, settings_of
 from pipeline.errors import PlanError
 from pipeline.fit import Measured
 from pipeline.paths import Results
@@ -44,9 +44,8 @@ def make_fingerprint(spacing_mm=(1.0, 1.0, 1.0), shape=(35, 50, 36), num_cases=2
 
 def settings(**given):
     """A configuration as the schema completes it and the plan stage gets it."""
-    normalisation = given.pop("normalisation", {})
-    config = complete({"name": "a", "cohort": "demo", "configurations": {"b": given}, "normalisation": normalisation})
-    return {**config["configurations"]["b"], "normalisation": config["normalisation"]}
+    for_all = {key: given.pop(key) for key in FOR_ALL if key in given}
+    return settings_of(complete({"name": "a", "cohort": "demo", "configurations": {"b": given}, **for_all}), "b")
 
 
 def test_hippocampus_gets_nnunets_plan_from_its_fingerprint():
@@ -156,6 +155,11 @@ def test_residual_networks_are_planned_by_their_preset(preset, batch_size):
             {"normalisation": {3: "none"}},
             "normalisation has channel 3, yet the cohort has 0 (MRI). Correct the number.",
         ),
+        ({"bias_correction": [1]}, "bias_correction has channel 1, which is not one of 1: MR expected. Remove it."),
+        (
+            {"bias_correction": [0], "normalisation": {0: "ct"}},
+            "bias_correction has channel 0, which is CT, whose units are absolute: MR expected. Remove it.",
+        ),
     ],
 )
 def test_settings_that_no_network_fits_are_one_line_with_what_to_do(given, message):
@@ -168,6 +172,16 @@ def test_the_number_of_stages_can_be_set():
     plan = plan_configuration(make_fingerprint(), COHORT, "shallow", settings(dims=3, stages=3), 8)
     assert (len(plan.strides), plan.patch_size) == (3, (36, 52, 36))
     assert "after the 3 stages that are set" in plan.reasons["strides"]
+
+
+def test_brightness_is_made_even_and_scans_resampled_as_set_and_the_plan_says_so():
+    plan = plan_configuration(make_fingerprint(), COHORT, "3d_fullres", settings(dims=3), 8)
+    assert (plan.bias_corrected, plan.image_order) == ((), 3)
+    wanted = settings(dims=3, bias_correction=[0], resampling="linear")
+    plan = plan_configuration(make_fingerprint(), COHORT, "3d_fullres", wanted, 8)
+    assert (plan.bias_corrected, plan.image_order) == ((0,), 1)
+    assert plan.reasons["bias_corrected"].startswith("set in the configuration: N4")
+    assert plan.reasons["image_order"] == "`resampling` is linear; label maps are resampled linearly"
 
 
 def test_normalisation_is_by_modality_unless_it_is_set_for_the_channel():
@@ -260,6 +274,8 @@ def test_an_edited_plan_is_kept_and_the_log_says_so(tmp_path, monkeypatch, capsy
             "a stage of strides or kernels has not 3 numbers of 1 or more",
         ),
         ({"network": "u-net"}, "network is 'u-net', one of unet, residual_unet"),
+        ({"bias_corrected": [1]}, "bias_corrected is (1,), numbers below 1 expected"),
+        ({"image_order": 6}, "image_order is 6, 0 to 5 expected"),
         ({"normalisation": ["ctt"]}, "normalisation[0] is 'ctt', one of ct, zscore"),
         ({"normalisation": ["none", "none"]}, "normalisation has 2 entries, 1 channels"),
         ({"axes": "xyy"}, "axes is 'xyy', an order of xyz expected"),

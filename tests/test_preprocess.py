@@ -1,12 +1,15 @@
 """Preparing a scan and restoring a prediction are inverse in geometry; names of axes never get mixed up."""
 
 import dataclasses
+import inspect
+import re
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from pipeline import preprocess
 from pipeline.errors import ImageError
 from pipeline.intensity import describe
 from pipeline.plan import Plan
@@ -157,13 +160,77 @@ def test_foreground_locations_name_voxels_of_their_class_and_none_without_foregr
     assert foreground_locations(np.zeros(SHAPE, np.uint16)).shape == (0, 4)
 
 
-def save_case(folder, channels):
+def save_case(folder, channels, labels=None):
     affine = np.diag((*SPACING, 1.0))
-    paths = []
+    paths, label = [], None
+    if labels is not None:
+        label = folder / "label.nii.gz"
+        nib.save(nib.Nifti1Image(labels.astype(np.uint8), affine), label)
     for index, array in enumerate(channels):
         paths.append(folder / f"scan_{index}.nii.gz")
         nib.save(nib.Nifti1Image(array.astype(np.float32), affine), paths[-1])
-    return Case("a", "a", 0, None, tuple(paths))
+    return Case("a", "a", 0, label, tuple(paths))
+
+
+def prepared_again(case, folder, **changes):
+    """Whether the arrays were made, rather than kept."""
+    code = changes.pop("code", "")
+    previous = changes.pop("mask", None)
+    return preprocess_case(case, folder, previous, plan=make_plan(**changes), code=code)[1]
+
+
+def test_arrays_are_kept_until_the_scan_the_rules_or_the_program_changed(tmp_path):
+    image, labels = labelled_scan()
+    case, folder = save_case(tmp_path, image, labels), tmp_path / "arrays"
+    assert prepared_again(case, folder)
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert not prepared_again(case, folder, batch_size=7, reasons={"batch_size": "another"}), "decides nothing here"
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert prepared_again(case, folder, spacing_mm=(2.5, 2.0, 2.0))
+    assert prepared_again(case, folder, code="of another version")
+    assert prepared_again(case, folder)
+
+
+@pytest.mark.parametrize("role", ["image", "label"])
+def test_arrays_are_made_again_after_the_file_changed(tmp_path, role):
+    image, labels = labelled_scan()
+    case, folder = save_case(tmp_path, image, labels), tmp_path / "arrays"
+    before, _ = preprocess_case(case, folder, plan=make_plan())
+    save_case(tmp_path, image + 1 * (role == "image") * (image > 300), labels * (role == "image"))
+    after, is_new = preprocess_case(case, folder, plan=make_plan())
+    assert is_new
+    assert before.keys() == after.keys()
+    assert before != after
+
+
+def test_arrays_that_are_damaged_or_gone_are_made_again(tmp_path):
+    image, labels = labelled_scan()
+    case, folder = save_case(tmp_path, image, labels), tmp_path / "arrays"
+    whole, _ = preprocess_case(case, folder, plan=make_plan())
+    (folder / "image.npy").write_bytes(b"half")
+    assert preprocess_case(case, folder, plan=make_plan()) == (whole, True)
+    (folder / "locations.npy").unlink()
+    assert preprocess_case(case, folder, plan=make_plan()) == (whole, True)
+
+
+def test_intensities_of_the_cohort_matter_only_to_ct(tmp_path):
+    case, other = save_case(tmp_path, labelled_scan()[0]), (describe(np.arange(9)),)
+    assert prepared_again(case, tmp_path / "arrays")
+    assert not prepared_again(case, tmp_path / "arrays", foreground_intensity=other)
+    assert prepared_again(case, tmp_path / "arrays", normalisation=("ct",))
+    assert prepared_again(case, tmp_path / "arrays", normalisation=("ct",), foreground_intensity=other)
+
+
+def test_a_field_of_a_plan_that_prepare_reads_is_among_the_rules_that_arrays_are_kept_by():
+    read = set(re.findall(r"\bplan\.(\w+)", inspect.getsource(preprocess)))
+    fields = {field.name for field in dataclasses.fields(Plan)}
+    assert (read & fields) - {"configuration", "foreground_intensity"} <= set(preprocess.RULES)
+
+
+def test_a_spline_of_lower_order_is_used_where_the_plan_says_so():
+    image, _ = labelled_scan()
+    cubic, linear = (prepare(image, SPACING, make_plan(spacing_mm=(2.0, 0.9, 0.9), image_order=n)) for n in (3, 1))
+    assert linear.image.max() < cubic.image.max(), "a line does not overshoot"
 
 
 def test_arrays_on_disk_are_what_was_prepared(tmp_path):

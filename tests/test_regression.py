@@ -10,7 +10,7 @@ import pytest
 from pipeline import discover, evaluate, fingerprint, records
 from pipeline import plan as planning
 from pipeline.check.__main__ import main as check
-from pipeline.config import complete
+from pipeline.config import complete, settings_of
 from pipeline.errors import CohortError, ImageError
 from pipeline.images import read_ras, write_volume
 from pipeline.inference import main as inference
@@ -149,7 +149,7 @@ def test_a_network_learns_values_through_the_stages(tmp_path, monkeypatch):
     discover.main("r", "scans", json.dumps({**{key: config[key] for key in keys}, "regions": []}))
     check("r")
     fingerprint.main("r")
-    wanted = {**config["configurations"]["3d_fullres"], "normalisation": {}}
+    wanted = settings_of(config, "3d_fullres")
     described = records.read_json(files.fingerprint)
     plan = planning.plan_configuration(described, records.read_cohort(files.cohort), "3d_fullres", wanted, 8)
     assert plan.num_outputs == 1

@@ -42,6 +42,8 @@ class Plan:
     A regression learns its values divided by `target_scale`, so that they are about one.
     `left_out` is why the cohort does not need this configuration; then nothing of it is trained.
     `previous` is the configuration whose mask of the same scan a cascade gets besides the channels.
+    `bias_corrected` are the indices of channels whose brightness is made even, `image_order` the order of the spline that
+    resamples channels.
     """
 
     configuration: str
@@ -73,6 +75,8 @@ class Plan:
     widths: tuple[Width, ...]
     reasons: dict[str, str]
     previous: str | None = None
+    bias_corrected: tuple[int, ...] = ()
+    image_order: int = 3
 
     @property
     def has_background(self) -> bool:
@@ -150,6 +154,11 @@ def contradictions(plan: Plan) -> list[str]:
             plan.previous == PREVIOUS.get(plan.configuration),
             f"previous is {plan.previous!r}, {PREVIOUS.get(plan.configuration)!r} expected",
         ),
+        (
+            set(plan.bias_corrected) <= set(range(len(plan.channels))),
+            f"bias_corrected is {plan.bias_corrected}, numbers below {len(plan.channels)} expected",
+        ),
+        (0 <= plan.image_order <= 5, f"image_order is {plan.image_order}, 0 to 5 expected"),
         (plan.batch_size > 0, f"batch_size is {plan.batch_size}, 1 or more expected"),
         (
             all(edge > 0 and edge % divisor == 0 for edge, divisor in zip(plan.patch_size, divisors, strict=True)),

@@ -28,6 +28,7 @@ from pipeline.topology import (
     topology,
 )
 
+SPLINE_ORDERS = {"linear": 1, "cubic": 3, "quintic": 5}
 CROP_BELOW = 0.75  # share of nonzero voxels under which intensities are normalised inside them only
 
 
@@ -83,6 +84,8 @@ def _plan_at_resolution(
     if cohort.is_regression:
         reasons["target_scale"] = "root mean square of the target's values that are not 0"
     schemes = _normalisation(fingerprint, wanted, reasons)
+    corrected = _bias_corrected(schemes, wanted, reasons)
+    reasons["image_order"] = f"`resampling` is {wanted['resampling']}; label maps are resampled linearly"
     if previous := PREVIOUS.get(configuration):
         reasons["previous"] = f"refines the masks that {previous} predicts for scans which it never saw"
     reasons["widths"] = "features of the first stage with the measured seconds per sample of one training step"
@@ -112,6 +115,8 @@ def _plan_at_resolution(
         widths=(),
         reasons=reasons,
         previous=previous,
+        bias_corrected=corrected,
+        image_order=SPLINE_ORDERS[wanted["resampling"]],
     )
     return plan, low, why
 
@@ -202,6 +207,21 @@ def _normalisation(fingerprint: dict[str, Any], wanted: dict[str, Any], reasons:
         )
     inside: dict[Scheme, Scheme] = {"zscore": "zscore_nonzero"} if is_cropped else {}
     return tuple(inside.get(scheme, scheme) for scheme in {**by_rule, **wanted["normalisation"]}.values())
+
+
+def _bias_corrected(schemes: Sequence[Scheme], wanted: dict[str, Any], reasons: dict[str, str]) -> tuple[int, ...]:
+    """
+    Raises:
+        PlanError: set for a channel that is not there, or whose values have a meaning that a correction would change.
+    """
+    corrected = tuple(sorted(wanted["bias_correction"]))
+    for index in corrected:
+        if index >= len(schemes) or schemes[index] == "ct":
+            found = "is CT, whose units are absolute" if index < len(schemes) else f"is not one of {len(schemes)}"
+            raise PlanError(f"config: bias_correction has channel {index}, which {found}: MR expected. Remove it.")
+    if corrected:
+        reasons["bias_corrected"] = "set in the configuration: N4, before anything else is done to the channel"
+    return corrected
 
 
 def _foreground(channel: dict[str, Any]) -> ForegroundIntensity:

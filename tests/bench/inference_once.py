@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline import errors
-from pipeline.config import complete
+from pipeline.config import complete, settings_of
 from pipeline.intensity import describe
 from pipeline.nn.checkpoints import Model, save_model
 from pipeline.nn.device import Device, pick_device
@@ -64,7 +64,7 @@ def make_plan(
     """A cube of a patch, kernels of 3 and strides of 2; the network computes in `form`."""
     own = {"features": width, "stages": stages, "patch_size": [PATCH] * 3, "spacing_mm": [spacing_mm] * 3}
     config = complete({"name": "inference", "cohort": "none", "configurations": {CONFIGURATION: own}})
-    wanted = {**config["configurations"][CONFIGURATION], "normalisation": {}}
+    wanted = settings_of(config, CONFIGURATION)
     plan = plan_configuration(
         make_fingerprint(num_labels), make_cohort(num_labels), CONFIGURATION, wanted, memory_gib=8
     )

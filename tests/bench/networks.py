@@ -19,7 +19,7 @@ import torch
 
 from pipeline import errors, records
 from pipeline.architectures import ARCHITECTURES, candidate_widths
-from pipeline.config import complete
+from pipeline.config import complete, settings_of
 from pipeline.metrics import dsc
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.device import Device, pick_device
@@ -70,7 +70,7 @@ def learn(ours: Ours, network: str, dims: int, minutes: float, device: Device) -
         "train": {"minutes": minutes},
     }
     full = complete(config)
-    wanted = {**full["configurations"][network], "normalisation": full["normalisation"]}
+    wanted = settings_of(full, network)
     fingerprint, cohort = records.read_json(ours.files.fingerprint), records.read_cohort(ours.files.cohort)
     plan = plan_configuration(fingerprint, cohort, network, wanted, MEMORY_GIB)
     width = candidate_widths(wanted)[0]

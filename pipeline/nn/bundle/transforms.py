@@ -72,15 +72,16 @@ class Normalised(MapTransform):
 
 
 class Resampled(MapTransform, InvertibleTransform):
-    """(C, D, H, W) to the spacing of training by a cubic spline; its inverse is linear. Both grids cover the same box.
+    """(C, D, H, W) to the spacing of training by a spline; its inverse is linear. Both grids cover the same box.
 
     Args:
         spacing_mm: along each axis; None keeps the scan's own.
+        order: of the spline; 3 is a cubic one.
     """
 
-    def __init__(self, keys: Any, spacing_mm: Sequence[float | None]) -> None:
+    def __init__(self, keys: Any, spacing_mm: Sequence[float | None], order: int) -> None:
         super().__init__(keys)
-        self.spacing_mm = spacing_mm
+        self.spacing_mm, self.order = spacing_mm, order
 
     def __call__(self, data: Mapping[Any, Any]) -> Case:
         case = dict(data)
@@ -91,7 +92,7 @@ class Resampled(MapTransform, InvertibleTransform):
             target = [own if wanted is None else wanted for own, wanted in zip(spacing, self.spacing_mm, strict=True)]
             sizes = zip(shape, spacing, target, strict=True)
             new_shape = [max(1, round(size * old / new)) for size, old, new in sizes]
-            resampled = resample(image.array, new_shape, interpolation_orders(spacing, target, order=3))
+            resampled = resample(image.array, new_shape, interpolation_orders(spacing, target, self.order))
             case[key] = self.push_transform(
                 _with_meta_of(image, resampled),
                 affine=torch.from_numpy(_zoom_affine(shape, new_shape)),
@@ -159,13 +160,14 @@ def normalise(
     """(I, J, K) in scan units to what the networks saw; a constant channel gives zeros, except from `none` and `ct`.
 
     `ct`: clipped to `low` and `high`, then with the cohort's mean and standard deviation. `zscore`: with its own;
-    `zscore_nonzero`: with its own over nonzero voxels, zero elsewhere. `rescale`: 0 to 1. `none`: as it is.
+    `zscore_nonzero`: with its own over nonzero voxels, zero elsewhere. `rescale`: 0 to 1; `percentile`: the same, between
+    percentiles 0.5 and 99.5. `none`: as it is.
     """
     if scheme == "none":
         return channel
-    if scheme == "rescale":
-        smallest, largest = float(channel.min()), float(channel.max())
-        return (channel - smallest) / max(largest - smallest, SMALLEST_STD)
+    if scheme in ("rescale", "percentile"):
+        smallest, largest = np.percentile(channel, (0, 100) if scheme == "rescale" else (0.5, 99.5))
+        return (np.clip(channel, smallest, largest) - smallest) / max(largest - smallest, SMALLEST_STD)
     if scheme == "ct":
         return (np.clip(channel, low, high) - mean) / max(std, SMALLEST_STD)
     inside = channel != 0 if scheme == "zscore_nonzero" else np.ones(channel.shape, dtype=bool)
