@@ -1,7 +1,7 @@
 """Runs inside the peer's environment: nnU-Net's trainer, dataloaders and predictor, one JSON object on the last line.
 
 `speed` times its steps, `train` trains it for a time, `predict` segments the held-out cases, `infer` takes a random volume
-through a random network. Knows nothing of ours.
+through a random network, `resample` a scan with its label map. Knows nothing of ours.
 """
 
 import argparse
@@ -12,10 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import memory  # beside this script
+import numpy as np
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2 import paths
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 POLYNOMIAL = 0.9  # nnU-Net's decay of the learning rate
@@ -23,7 +25,7 @@ POLYNOMIAL = 0.9  # nnU-Net's decay of the learning rate
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", choices=["speed", "train", "predict", "infer"])
+    parser.add_argument("job", choices=["speed", "train", "predict", "infer", "resample"])
     parser.add_argument("--dataset")
     parser.add_argument("--configuration")
     parser.add_argument("--fold", type=int, default=0)
@@ -39,10 +41,18 @@ def main() -> None:
     parser.add_argument("--width", type=int)
     parser.add_argument("--stages", type=int)
     parser.add_argument("--labels", type=int)
+    parser.add_argument("--case", type=Path, help="for `resample`: an .npz with image and labels")
+    parser.add_argument("--result", type=Path)
+    parser.add_argument("--spacing", help="in mm, with commas")
+    parser.add_argument("--target")
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     if wanted.job == "infer":
         print("\n" + json.dumps(infer(wanted.edge, wanted.patch, wanted.width, wanted.stages, wanted.labels)))
+        return
+    if wanted.job == "resample":
+        spacings = ([float(edge) for edge in text.split(",")] for text in (wanted.spacing, wanted.target))
+        print("\n" + json.dumps(resample(wanted.case, wanted.result, *spacings)))
         return
     trainer = build_trainer(wanted)
     if wanted.job == "speed":
@@ -161,6 +171,25 @@ def infer(edge: int, patch: int, width: int, stages: int, num_labels: int) -> di
     end = time.perf_counter()
     assert label_map.shape == image.shape[1:]
     return {"seconds": end - begin, "without_argmax_s": at - begin, "mib": memory.peak() - base}
+
+
+def resample(case: Path, result: Path, spacing: list[float], target: list[float], rounds: int = 3) -> dict[str, float]:
+    """What its preprocessor does with a scan and its label map, the fastest of several rounds each."""
+    given = np.load(case)
+    shape = compute_new_shape(given["image"].shape, spacing, target)
+    found: dict[str, np.ndarray] = {}
+    seconds = {}
+    for name, is_seg, order in (("image", False, 3), ("labels", True, 1)):
+        array = given[name][None].astype(np.float32 if name == "image" else np.int16)
+        rule = {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
+        times = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            found[name] = resample_data_or_seg_to_shape(array, shape, spacing, target, **rule)[0]
+            times.append(time.perf_counter() - begin)
+        seconds[f"{name}_s"] = min(times)
+    np.savez(result, **found)
+    return seconds
 
 
 if __name__ == "__main__":
