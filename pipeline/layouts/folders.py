@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import CohortError
+from pipeline.formats import split_suffix
 from pipeline.layouts.found import (
     CHANNEL,
     Found,
@@ -16,7 +17,6 @@ from pipeline.layouts.found import (
     channels_of_config,
     named_labels,
     sorted_cases,
-    split_suffix,
     subject_of,
 )
 from pipeline.records import NO_FOLD, Case, Cohort

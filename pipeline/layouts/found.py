@@ -11,7 +11,6 @@ from pathlib import Path
 from pipeline.errors import CohortError
 from pipeline.records import BACKGROUND, Case, Cohort, Task
 
-SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".png", ".tif", ".tiff")
 Names = Mapping[str, str]  # by label value or channel index as text
 CASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SESSION = re.compile(r"(?P<subject>.+)_ses-[A-Za-z0-9]+")
@@ -39,14 +38,6 @@ class Found:
 
     cohort: Cohort
     cases: list[Case]
-
-
-def split_suffix(name: str) -> tuple[str, str]:
-    """`scan.nii.gz` to `scan` and `.nii.gz`; the second is empty where it is none of a scan."""
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)], name[-len(suffix) :]
-    return name, ""
 
 
 def subject_of(case: str) -> str:

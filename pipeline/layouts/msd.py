@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CohortError
+from pipeline.formats import split_suffix
 from pipeline.layouts import description
-from pipeline.layouts.found import Found, Wanted, named_labels, renamed_channels, sorted_cases, split_suffix, subject_of
+from pipeline.layouts.found import Found, Wanted, named_labels, renamed_channels, sorted_cases, subject_of
 from pipeline.records import NO_FOLD, Case, Cohort
 
 FIRST = "_0000"  # ends the name of the first channel's file

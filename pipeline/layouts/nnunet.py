@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CohortError
+from pipeline.formats import split_suffix
 from pipeline.layouts import description, msd
 from pipeline.layouts.found import (
     CHANNEL,
@@ -20,7 +21,6 @@ from pipeline.layouts.found import (
     named_labels,
     renamed_channels,
     sorted_cases,
-    split_suffix,
     subject_of,
 )
 from pipeline.records import NO_FOLD, Case, Cohort
