@@ -48,6 +48,10 @@ class Results:
     def problems_json(self) -> Path:
         return self.root / "check" / "problems.json"
 
+    def standard(self, name: str) -> Path:
+        """The copy of a channel or label, as `case_0000` or `case_label`, that is read in its place."""
+        return self.root / "check" / "standard" / f"{name}.nii.gz"
+
     @property
     def fingerprint(self) -> Path:
         return self.root / "fingerprint" / "fingerprint.json"

@@ -135,7 +135,7 @@ def segment_scan(scan: Scan, trained: Trained, files: Results) -> bool:
     record = files.segment_record(case.case)
     wanted = [files.segmented(case.case), *(files.uncertainty(case.case, kind) for kind in trained.maps)]
     try:
-        made_of = {**check_scan(scan, trained.cohort, problems), **trained.made_of}
+        made_of = {**check_scan(scan, trained.cohort, files, problems), **trained.made_of}
         known = read_outcome(record)
         if known and known.made_of == made_of and all(path.exists() for path in wanted):
             write_outcome(record, replace(known, problems=tuple(problems)))  # those of its label may be new
@@ -159,7 +159,7 @@ def forget(case: Case, files: Results) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_scan(scan: Scan, cohort: Cohort, problems: list[Problem]) -> dict[str, str]:
+def check_scan(scan: Scan, cohort: Cohort, files: Results, problems: list[Problem]) -> dict[str, str]:
     """The sha256 of each channel, by its role. What is wrong with any file is added to `problems`; a label may be missing.
 
     Raises:
@@ -176,7 +176,7 @@ def check_scan(scan: Scan, cohort: Cohort, problems: list[Problem]) -> dict[str,
                 raise
             found, case = [error.problem], replace(case, label=None)
         problems += [replace(problem, case=case.case, file=str(copy.source)) for problem in found]
-    report = check_case(case, Asked(declared=cohort.declared))
+    report = check_case(case, Asked(declared=cohort.declared), files.converted)
     source_of = {str(copy.target): str(copy.source) for copy in scan.copies}
     problems += [
         replace(problem, file=source_of.get(problem.file, problem.file))

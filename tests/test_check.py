@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from pipeline import records
 from pipeline.check.__main__ import PRINTED, main, same_content, show
-from pipeline.check.case import check_case, check_file, row_of
+from pipeline.check.case import CaseReport, check_case, check_file, row_of
 from pipeline.check.problem import COLUMNS, Asked, Problem
 from pipeline.errors import CohortError
-from pipeline.images import grid_of, open_image, read_ras
+from pipeline.images import grid_of, open_image, read_labels_ras, read_ras
 from pipeline.layouts import msd
 from pipeline.layouts.found import Wanted
 from pipeline.paths import Results
@@ -92,6 +92,10 @@ def label(path: Path, array: NDArray | None = None, affine: NDArray[np.float64] 
     return save(path, segmentation() if array is None else array, affine)
 
 
+def check(case: Case) -> CaseReport:
+    return check_case(case, LABEL_MAP, Results("odd").standard)
+
+
 def shifted(shift_mm: float) -> NDArray[np.float64]:
     moved = AFFINE.copy()
     moved[0, 3] += shift_mm
@@ -127,7 +131,7 @@ def test_a_sound_scan_has_no_problem_and_a_complete_row(tmp_path: Path, name: st
     path = save(tmp_path / name)
     report = check_file(path, IMAGE)
     assert report.problems == []
-    row = row_of(path, report)
+    row = row_of(report, path)
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert row["num_bytes"] == path.stat().st_size
     assert row["shape"] == "9 11 13"
@@ -137,7 +141,7 @@ def test_a_sound_scan_has_no_problem_and_a_complete_row(tmp_path: Path, name: st
 
 def test_the_header_digest_tells_headers_apart_and_ignores_compression(tmp_path: Path) -> None:
     def digest(path: Path) -> object:
-        return row_of(path, check_file(path, IMAGE))["header_sha256"]
+        return row_of(check_file(path, IMAGE), path)["header_sha256"]
 
     plain, packed = save(tmp_path / "a.nii"), save(tmp_path / "a.nii.gz")
     moved = save(tmp_path / "b.nii", affine=shifted(3.0))
@@ -570,12 +574,12 @@ def pair(folder: Path, affine: NDArray[np.float64] = AFFINE, array: NDArray | No
 
 
 def test_corners_within_a_hundredth_of_a_millimetre_are_equal(tmp_path: Path) -> None:
-    assert check_case(pair(tmp_path, shifted(0.009)), LABEL_MAP).problems == []
+    assert check(pair(tmp_path, shifted(0.009))).problems == []
 
 
 def test_a_shift_below_a_tenth_of_the_smallest_spacing_is_put_right_and_said(tmp_path: Path) -> None:
     case = pair(tmp_path, shifted(0.069))
-    report = check_case(case, LABEL_MAP)
+    report = check(case)
     assert only(report.problems) == Problem(
         severity="fix",
         rule="grid-differs",
@@ -589,7 +593,7 @@ def test_a_shift_below_a_tenth_of_the_smallest_spacing_is_put_right_and_said(tmp
 
 
 def test_a_larger_shift_is_refused_with_both_grids(tmp_path: Path) -> None:
-    problem = only(check_case(pair(tmp_path, shifted(0.071)), LABEL_MAP).problems)
+    problem = only(check(pair(tmp_path, shifted(0.071))).problems)
     assert (problem.severity, problem.rule) == ("refuse", "grid-differs")
     assert problem.found.startswith(
         "0.071 mm apart, shape (9, 11, 13) spacing 0.7 1 2.5 mm axes RAS first voxel at -30.93 "
@@ -599,14 +603,14 @@ def test_a_larger_shift_is_refused_with_both_grids(tmp_path: Path) -> None:
 
 
 def test_a_label_map_of_another_shape_is_refused(tmp_path: Path) -> None:
-    problem = only(check_case(pair(tmp_path, array=segmentation()[:, :, :12]), LABEL_MAP).problems)
+    problem = only(check(pair(tmp_path, array=segmentation()[:, :, :12])).problems)
     assert (problem.severity, problem.rule) == ("refuse", "grid-differs")
     assert problem.found.startswith("another shape, shape (9, 11, 12) ")
 
 
 def test_a_label_map_mirrored_in_its_header_only_is_refused(tmp_path: Path) -> None:
     mirrored = AFFINE @ np.diag([-1, 1, 1, 1])
-    assert only(check_case(pair(tmp_path, mirrored), LABEL_MAP).problems).rule == "grid-differs"
+    assert only(check(pair(tmp_path, mirrored)).problems).rule == "grid-differs"
 
 
 def test_grids_that_nearly_agree_but_turn_their_axes_differently_are_refused(tmp_path: Path) -> None:
@@ -618,7 +622,7 @@ def test_grids_that_nearly_agree_but_turn_their_axes_differently_are_refused(tmp
 
     image = save(tmp_path / "image.nii", affine=turned(44.9))
     case = Case("odd", "odd", 0, label(tmp_path / "label.nii", affine=turned(45.1)), (image,))
-    problem = only(check_case(case, LABEL_MAP).problems)
+    problem = only(check(case).problems)
     assert (problem.severity, problem.rule) == ("refuse", "grid-differs")
 
 
@@ -626,12 +630,12 @@ def test_a_second_channel_is_held_against_the_first(tmp_path: Path) -> None:
     case = pair(tmp_path)
     other = save(tmp_path / "other.nii.gz", affine=shifted(1.0))
     channels = (*case.channels, other)
-    problem = only(check_case(Case("odd", "odd", 0, case.label, channels), LABEL_MAP).problems)
+    problem = only(check(Case("odd", "odd", 0, case.label, channels)).problems)
     assert (problem.rule, problem.file) == ("grid-differs", str(other))
 
 
 def test_a_case_without_a_label_is_refused(tmp_path: Path) -> None:
-    report = check_case(Case("odd", "odd", 0, None, (save(tmp_path / "image.nii"),)), LABEL_MAP)
+    report = check(Case("odd", "odd", 0, None, (save(tmp_path / "image.nii"),)))
     problem = only(report.problems)
     assert (problem.severity, problem.rule, problem.case, problem.file) == ("refuse", "label-missing", "odd", "")
     assert report.values is None
@@ -640,7 +644,81 @@ def test_a_case_without_a_label_is_refused(tmp_path: Path) -> None:
 def test_a_refused_image_does_not_hide_the_faults_of_its_label_map(tmp_path: Path) -> None:
     case = pair(tmp_path, array=segmentation() + np.uint8(1))
     case.channels[0].unlink()
-    assert [problem.rule for problem in check_case(case, LABEL_MAP).problems] == ["file-missing", "label-undeclared"]
+    assert [problem.rule for problem in check(case).problems] == ["file-missing", "label-undeclared"]
+
+
+# Standard copies -----------------------------------------------------------------------------------------------------
+
+
+def check_with(case: Case, **decided: object) -> CaseReport:
+    asked = Asked(declared=DECLARED, **decided)  # type: ignore[arg-type]
+    return check_case(case, asked, Results("odd").standard)
+
+
+def test_a_file_that_is_read_as_it_is_has_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    case = pair(tmp_path)
+    report = check_with(case, xform="qform", nonfinite="fill")
+    assert report.case == case
+    assert [row["source"] for row in report.rows] == [None, None]
+    assert not Path("results").exists()
+
+
+def test_channels_of_one_file_are_read_from_a_copy_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = save(tmp_path / "image.nii.gz", np.stack([scan(0), scan(1)], axis=-1))
+    case = Case("odd", "odd", 0, label(tmp_path / "label.nii.gz"), (image, image))
+    report = check_with(case)
+    assert report.problems == []
+    copies = Results("odd").standard("odd_0000"), Results("odd").standard("odd_0001")
+    assert report.case == Case("odd", "odd", 0, case.label, copies)
+    assert [(row["role"], row["file"], row["source"]) for row in report.rows] == [
+        ("image_0", copies[0], image),
+        ("image_1", copies[1], image),
+        ("label", case.label, None),
+    ]
+    for number, path in enumerate(copies):
+        np.testing.assert_array_equal(read_ras(path)[0], scan(number))
+
+
+def test_a_qform_that_counts_and_filled_voxels_are_read_from_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    array = scan().astype(np.float32)
+    array[0, 0, 0] = np.nan
+    edit = setting("qoffset_x", 40)
+    mask = save(tmp_path / "label.nii.gz", segmentation(), edit=edit)
+    case = Case("odd", "odd", 0, mask, (save(tmp_path / "image.nii.gz", array, edit=edit),))
+    assert check_with(case).is_refused
+    assert not Path("results").exists()
+    report = check_with(case, xform="qform", nonfinite="fill")
+    assert [problem.rule for problem in report.problems] == ["qform-sform-differ", "nonfinite", "qform-sform-differ"]
+    assert {problem.file for problem in report.problems} == {str(case.channels[0]), str(mask)}
+    assert report.case.label == Results("odd").standard("odd_label")
+    voxels, grid = read_ras(report.case.channels[0])
+    assert voxels[0, 0, 0] == np.nanmin(array)
+    assert grid.affine[0, 3] == 40
+    np.testing.assert_array_equal(read_labels_ras(report.case.label)[0], segmentation())
+    assert report.rows[0]["sha256"] == records.sha256(report.case.channels[0])
+
+
+def test_another_format_is_converted_and_checked_as_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image = tmp_path / "image.mgz"
+    nib.save(nib.MGHImage(scan().astype(np.float32), AFFINE.astype(np.float32)), image)
+    case = Case("odd", "odd", 0, label(tmp_path / "label.nii.gz"), (image,))
+    report = check_with(case)
+    assert report.problems == []
+    assert report.case.channels == (Results("odd").standard("odd_0000"),)
+    np.testing.assert_array_equal(read_ras(report.case.channels[0])[0], scan())
+    image.write_bytes(image.read_bytes()[:2000])
+    report = check_with(case)
+    assert report.is_refused
+    assert report.problems[0].file == str(image)
+    image.unlink()
+    os.mkfifo(image)
+    assert check_with(case).problems[0].found == "a pipe or device"
 
 
 # The stage -----------------------------------------------------------------------------------------------------------

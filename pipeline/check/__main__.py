@@ -28,12 +28,12 @@ def main(results: str, settings: str = "{}", threads: int = 1) -> None:
     for earlier in (files.manifest, files.checked_cases):
         earlier.unlink(missing_ok=True)
     cases, cohort = records.read_cases(files.cases), records.read_cohort(files.cohort)
-    look = partial(check_case, asked=Asked(declared=cohort.declared, **wanted))
+    look = partial(check_case, asked=Asked(declared=cohort.declared, **wanted), copies=files.standard)
     chunk = 1 + len(cases) // (16 * threads)
     reports = process_map(look, cases, max_workers=threads, chunksize=chunk, desc="check", mininterval=1)
     problems = judge(cases, reports, cohort, is_dropping=is_dropping)
     refused = {problem.case for problem in problems if problem.severity == "refuse"}
-    checked = [case for case in cases if case.case not in refused]
+    checked = [report.case for report in reports if report.case.case not in refused]
     records.write_table(files.problems, COLUMNS, map(asdict, problems))
     records.write_json(files.problems_json, as_json(cases, problems))
     show(problems)

@@ -49,11 +49,16 @@ def grid_of(header: Header) -> Grid:
 def grid_as_read(header: Header, asked: Asked) -> Grid:
     """Where later stages find the voxels, of a header without refusals."""
     grid = grid_of(header)
-    qform = grid_of_qform(header)
-    if asked.xform == "qform" and qform and grids_differ(qform, grid):
+    if is_qform_taken(header, asked) and (qform := grid_of_qform(header)):
         return qform
     square = Grid(grid.shape, right_angled(grid.affine))
     return square if grid.distance_mm(square) > EQUAL_MM else grid
+
+
+def is_qform_taken(header: Header, asked: Asked) -> bool:
+    """Whether the header's two transforms disagree and the user says that the qform is right; nibabel reads the sform."""
+    qform = grid_of_qform(header)
+    return asked.xform == "qform" and qform is not None and grids_differ(qform, grid_of(header))
 
 
 def grid_of_qform(header: Header) -> Grid | None:

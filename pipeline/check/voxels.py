@@ -45,22 +45,34 @@ class Voxels:
     index_sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
 
-def wrong_kind(path: Path) -> Problem | None:
+def no_file(path: Path) -> Problem | None:
     """Asks for the kind before it opens, for opening a pipe would wait for ever."""
     if not os.path.exists(path):
         found = "a link to nothing" if path.is_symlink() else "no such file"
         return refuse("file-missing", found, "a NIfTI file", "Correct dataset.json or restore the file.")
     if not path.is_file():
         return not_nifti("a folder" if path.is_dir() else "a pipe or device")
-    if path.suffix.lower() in (".hdr", ".img"):
-        do = "Convert it to .nii.gz, for example with nibabel's `nib-convert`."
-        return not_nifti("one of a pair of files (.hdr, .img)", do)
-    with path.open("rb") as handle:
-        start = handle.read(64)
+    start = first_bytes(path)
     if start.startswith(b"version https://git-lfs"):
         return not_nifti("a Git LFS pointer", "Fetch the file with `git lfs pull`.")
     if not start:
         return not_nifti("an empty file")
+    return None
+
+
+def first_bytes(path: Path) -> bytes:
+    with path.open("rb") as handle:
+        return handle.read(64)
+
+
+def wrong_kind(path: Path) -> Problem | None:
+    """A file that cannot be NIfTI, or is not named as what it is."""
+    if problem := no_file(path):
+        return problem
+    if path.suffix.lower() in (".hdr", ".img"):
+        do = "Convert it to .nii.gz, for example with nibabel's `nib-convert`."
+        return not_nifti("one of a pair of files (.hdr, .img)", do)
+    start = first_bytes(path)
     if start.isascii() and b"\0" not in start:
         return not_nifti("a web page" if start.lstrip().startswith(b"<") else "a text file")
     is_gzip, named_gzip = start.startswith(b"\x1f\x8b"), path.suffix.lower() == ".gz"
@@ -172,7 +184,8 @@ def nonfinite(voxels: Voxels, header: Header, asked: Asked) -> Problem | None:
         return None
     found = f"{voxels.num_nonfinite} voxels NaN, infinite or beyond float32"
     if asked.nonfinite == "fill" and asked.declared is None:
-        return Problem("fix", "nonfinite", found, "finite numbers", "Taken: 0, for `nonfinite` is `fill`.")
+        do = "Taken: the lowest value, the highest for inf, for `nonfinite` is `fill`."
+        return Problem("fix", "nonfinite", found, "finite numbers", do)
     return refuse("nonfinite", found, "finite numbers", "Fill them, `nonfinite: fill`, or drop the case.")
 
 
