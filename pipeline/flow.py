@@ -173,8 +173,12 @@ class Run:
 def _with_declared(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the user wrote, and what of the rest the cohort's dataset.json says, for the loss depends on it."""
     given = {key: value for key, value in config.items() if value not in (None, {})}
-    is_elsewhere = given.get("cohort") == DEMO or given.get("task") == "regression"
-    return given if is_elsewhere else {**watched.config_of(Path(str(given.get("cohort", "")))), **given}
+    if given.get("cohort") == DEMO or given.get("task") == "regression":
+        return given
+    declared = watched.config_of(Path(str(given.get("cohort", ""))))
+    if isinstance(own := given.get("normalisation"), Mapping):  # channel by channel
+        given["normalisation"] = declared.get("normalisation", {}) | {str(index): name for index, name in own.items()}
+    return {**declared, **given}
 
 
 def to_json(value: Any) -> str:

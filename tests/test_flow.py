@@ -63,6 +63,14 @@ def test_regions_of_the_dataset_decide_the_loss_unless_the_user_gives_others(tmp
     assert Run({**config, "task": "regression"}).config["regions"] == {}
 
 
+def test_nnunets_names_of_channels_decide_how_they_are_normalised_unless_the_user_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("dataset.json").write_text('{"channel_names": {"0": "noNorm", "1": "rescale_to_0_1", "2": "T1"}}')
+    assert Run({"name": "a", "cohort": "."}).config["normalisation"] == {"0": "none", "1": "rescale"}
+    given = {"name": "a", "cohort": ".", "normalisation": {1: "zscore"}}
+    assert Run(given).config["normalisation"] == {"0": "none", "1": "zscore"}
+
+
 def test_what_predict_leaves_for_the_ensemble_is_what_it_can_combine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run({"name": "a", "cohort": "scans"})

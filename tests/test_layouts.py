@@ -264,6 +264,19 @@ def test_file_ending_says_which_files_are_scans(tmp_path: Path) -> None:
         nnunet.read(tmp_path, Wanted())
 
 
+def test_colour_pictures_hold_all_channels_in_one_file(tmp_path: Path) -> None:
+    describe_nnunet(tmp_path, file_ending=".png", channel_names={"0": "R", "1": "G", "2": "B"})
+    picture = put(tmp_path / "imagesTr" / "a_0000.png")
+    assert nnunet.read(tmp_path, Wanted()).cases[0].channels == (picture,) * 3
+
+
+def test_another_number_of_cases_than_declared_is_refused(tmp_path: Path) -> None:
+    describe_nnunet(tmp_path, numTraining=2)
+    put(tmp_path / "imagesTr" / "a_0000.nii.gz")
+    with refused(r"imagesTr: 1 cases found, 2 by `numTraining` of dataset\.json expected"):
+        nnunet.read(tmp_path, Wanted())
+
+
 @pytest.mark.parametrize("name", ["a.nii.gz", "a_0001.nii.gz"])
 def test_a_scan_without_a_channel_that_is_declared_is_refused(tmp_path: Path, name: str) -> None:
     describe_nnunet(tmp_path)

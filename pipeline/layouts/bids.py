@@ -48,7 +48,7 @@ def read(place: Path, wanted: Wanted) -> Found:
     name, scans, labels, tables = _index(place)
     channels = _channels(place, scans, wanted)
     cohort = Cohort(
-        name=name or place.resolve().name,
+        name=name or place.absolute().name,
         layout="BIDS",
         labels=named_labels(place, _label_names(tables, labels), wanted),
         channels=channels,

@@ -12,6 +12,7 @@ from pipeline.errors import CohortError
 
 FILE = "dataset.json"
 IGNORE = "ignore"  # the name that nnU-Net gives to the value of voxels that nobody labelled
+NORMALISATIONS = {"nonorm": "none", "rescale_to_0_1": "rescale"}  # ours, by nnU-Net's channel names
 UNNAMED = "unnamed"  # a value of regions that has no name of its own
 
 
@@ -88,3 +89,10 @@ def declared_ignore_label(description: Mapping[str, Any]) -> int | None:
     labels = description.get("labels")
     value = labels.get(IGNORE) if isinstance(labels, dict) else None
     return value if isinstance(value, int) else None
+
+
+def declared_normalisation(description: Mapping[str, Any]) -> dict[str, str]:
+    """By channel index as text: what nnU-Net does to channels of certain names."""
+    names = description.get("channel_names")
+    by_index = {index: str(name).casefold() for index, name in names.items()} if isinstance(names, dict) else {}
+    return {index: NORMALISATIONS[name] for index, name in by_index.items() if name in NORMALISATIONS}

@@ -45,7 +45,7 @@ def read(place: Path, wanted: Wanted) -> Found:
         CohortError: names of channels or labels that are missing, or files that do not belong together.
     """
     cohort = Cohort(
-        name=place.resolve().name,
+        name=place.absolute().name,
         layout="folders",
         labels=named_labels(place, {}, wanted),
         channels=channels_of_config(place, wanted),

@@ -54,7 +54,7 @@ def read(place: Path, wanted: Wanted) -> Found:
     channels = renamed_channels(file, description.declared_channels(file, listed), wanted)
     labels = {} if wanted.task == "regression" else description.declared_labels(file, listed)
     cohort = Cohort(
-        name=str(listed.get("name") or place.name),
+        name=str(listed.get("name") or place.absolute().name),
         layout="MSD",
         labels=named_labels(file, labels, wanted),
         channels=channels,

@@ -2,7 +2,7 @@
 
 Version 1 of `dataset.json` lists the cases without the channel's number; version 2 says `channel_names` and `file_ending`, may
 name the files of each case under `dataset`, and otherwise leaves the cases to the folders. Labels of several values are
-regions, and `ignore` is the value of voxels that nobody labelled. A `splits_final.json` there gives the folds.
+regions, `ignore` is the value of voxels that nobody labelled, and a `splits_final.json` there gives the folds.
 """
 
 import json
@@ -56,7 +56,7 @@ def read(place: Path, wanted: Wanted) -> Found:
     if wanted.ignore_label is None and wanted.task == "segmentation":
         wanted = replace(wanted, ignore_label=description.declared_ignore_label(listed))
     cohort = Cohort(
-        name=str(listed.get("name") or place.name),
+        name=str(listed.get("name") or place.absolute().name),
         layout="nnU-Net",
         labels=named_labels(file, _labels(file, listed, wanted), wanted),
         channels=channels,
@@ -122,12 +122,15 @@ def _dataset_case(file: Path, case: str, entry: Any, num_channels: int) -> Case:
 
 
 def _cases_of_folders(file: Path, listed: Mapping[str, Any], num_channels: int) -> list[Case]:
-    """Every case with a file in either folder; of a channel that is missing the name is written, for `check` to refuse."""
+    """Every case with a scan; of a channel that is missing the name is written, for `check` to refuse.
+
+    Where every scan is a `_0000`, that file holds all channels, as colour pictures do.
+    """
     ending = listed.get("file_ending", ".nii.gz")
     if not isinstance(ending, str) or not ending.startswith("."):
         raise CohortError(f"{file}: `file_ending` is {ending!r}, something like '.nii.gz' expected. Correct it.")
     images, labels = file.parent / IMAGES, file.parent / LABELS
-    ids = set()
+    ids, numbers = set(), set()
     for name in _names(images, ending):
         numbered = CHANNEL.fullmatch(name)
         if not numbered or int(numbered["channel"]) >= num_channels:
@@ -136,16 +139,23 @@ def _cases_of_folders(file: Path, listed: Mapping[str, Any], num_channels: int) 
                 f"each of {num_channels} channels in {file.name}. Rename it or move it away."
             )
         ids.add(numbered["case"])
+        numbers.add(numbered["channel"])
     labelled = set(_names(labels, ending))
     if lonely := sorted(labelled - ids):
         raise CohortError(
             f"{labels / (lonely[0] + ending)}: no image found in {images}, {lonely[0]}_0000{ending} expected"
             f"{f' (and so of {len(lonely) - 1} more)' if lonely[1:] else ''}. Add it or move the label away."
         )
+    if listed.get("numTraining", len(ids)) != len(ids):
+        raise CohortError(
+            f"{images}: {len(ids)} cases found, {listed['numTraining']} by `numTraining` of {file.name} expected. "
+            "Correct it or add what is missing."
+        )
+    channels = [0] * num_channels if numbers == {"0000"} else range(num_channels)
     return [
         _case(
             case,
-            [images / f"{case}_{channel:04d}{ending}" for channel in range(num_channels)],
+            [images / f"{case}_{channel:04d}{ending}" for channel in channels],
             labels / f"{case}{ending}" if case in labelled else None,
         )
         for case in ids

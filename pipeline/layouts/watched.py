@@ -38,5 +38,6 @@ def config_of(place: Path) -> dict[str, Any]:
     declared = {
         "regions": description.declared_regions(found),
         "ignore_label": description.declared_ignore_label(found),
+        "normalisation": description.declared_normalisation(found),
     }
     return {key: value for key, value in declared.items() if value}
