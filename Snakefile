@@ -135,8 +135,9 @@ rule preprocess:
     params:
         results=run.name,
         code=run.preparing_code,
+    # as many cases at once as threads, each with one: BLAS would take them all for every case
     shell:
-        "python -m pipeline.preprocess --results {params.results:q} --configuration {wildcards.configuration}"
+        "OMP_NUM_THREADS=1 python -m pipeline.preprocess --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 

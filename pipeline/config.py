@@ -7,13 +7,15 @@ import difflib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
-from jsonschema import Draft202012Validator, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.regions import crossing, painted_values
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
 DEMO = "demo"  # in place of a cohort's folder
@@ -45,6 +47,8 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: names the key, what was found and what was expected.
     """
+    from jsonschema import Draft202012Validator  # only the Snakefile checks; every stage would pay for the import
+
     full = _as_typed(_as_written_by_hand(config), SCHEMA)
     errors = sorted(Draft202012Validator(SCHEMA).iter_errors(full), key=lambda error: len(error.absolute_path))
     if errors:
@@ -101,7 +105,7 @@ def _as_typed(value: Any, schema: Mapping[str, Any]) -> Any:
     return value
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: "ValidationError") -> str:
     schema, full = cast(dict[str, Any], error.schema), cast(dict[str, Any], error.instance)
     place = ".".join(str(part) for part in error.absolute_path)
     if error.validator == "additionalProperties":

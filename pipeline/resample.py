@@ -12,7 +12,6 @@ from itertools import combinations, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pipeline.images import Segmentation, Shape, Spacing, Volume
 
@@ -50,6 +49,8 @@ def _axis_weights(old: int, new: int, order: int) -> NDArray[np.float32]:
 
     What is negligible is 0: a spline reaches across the whole axis, by numbers so small that processors take far longer.
     """
+    from scipy import ndimage  # a quarter of a second, which a job does without where scans have the plan's spacing
+
     identity = np.eye(old)
     weights = ndimage.zoom(identity, (new / old, 1), order=order, mode="nearest", grid_mode=True)
     return np.where(np.abs(weights) > NEGLIGIBLE, weights, 0).astype(np.float32)

@@ -19,6 +19,7 @@ from torch.export.passes import move_to_device_pass
 
 NIFTI = re.compile(r"(?P<name>.+?)\.nii(\.gz)?$")
 SMALLEST_STD = 1e-8
+NEGLIGIBLE = 1e-8  # of a sample's weight
 ANISOTROPY = 3.0  # above this ratio of spacings the coarse axis is not interpolated: a spline would invent its slices
 
 Case = dict[str, Any]
@@ -191,6 +192,7 @@ def resample(array: NDArray, shape: Sequence[int], orders: Sequence[int]) -> NDA
     for axis, (size, order) in enumerate(zip(shape, orders, strict=True), start=1):
         if (old := array.shape[axis]) != size:
             weights = ndimage.zoom(np.eye(old), (size / old, 1), order=order, mode="nearest", grid_mode=True)
+            weights[np.abs(weights) < NEGLIGIBLE] = 0  # too small for a float32 in full, which makes processors slow
             product = np.tensordot(weights.astype(np.float32), array, axes=(1, axis))
             array = np.moveaxis(product, 0, axis)
     return array
