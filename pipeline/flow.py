@@ -46,9 +46,14 @@ class Run:
 
     @property
     def check_settings(self) -> str:
-        keys = ("on_problem", "xform", "nonfinite", "allow_unknown_orientation", "scan_gib")
+        return to_json({"on_problem": self.config["on_problem"], **self._asked})
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What is asked of each file."""
+        keys = ("xform", "nonfinite", "allow_unknown_orientation", "scan_gib")
         has_3d = any(one["dims"] == 3 for one in self.config["configurations"].values())
-        return to_json({**{key: self.config[key] for key in keys}, "has_3d": has_3d})
+        return {**{key: self.config[key] for key in keys}, "has_3d": has_3d}
 
     @property
     def cohort_descriptions(self) -> list[Path]:
@@ -85,8 +90,9 @@ class Run:
 
     @property
     def segment_settings(self) -> str:
-        """How new scans are predicted, and whether that is mapped for uncertainty."""
-        return to_json({**self._predict_settings, "uncertainty": self.config["segment"]["uncertainty"]})
+        """What is asked of new scans, how they are predicted, and whether that is mapped for uncertainty."""
+        uncertainty = self.config["segment"]["uncertainty"]
+        return to_json({**self._predict_settings, "asked": self._asked, "uncertainty": uncertainty})
 
     @property
     def now(self) -> str:

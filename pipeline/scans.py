@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline import dicom
 from pipeline.errors import CohortError
-from pipeline.formats import AS_IT_IS, SUFFIXES, Choices, kind_of, split_suffix
+from pipeline.formats import SUFFIXES, kind_of, split_suffix
 from pipeline.records import Case
 
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -22,21 +22,11 @@ LABEL_FOLDERS = ("labelsTs", "labelsTr", "labels")
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A file, or a series of a folder, that is read from a standard copy."""
-
-    source: Path
-    target: Path
-    choices: Choices = AS_IT_IS
-    series: tuple[Path, ...] = ()
-
-
-@dataclass(frozen=True)
 class Scan:
-    """`case` with the files that are read; `copies` makes those that are not there yet. `refused`: why there can be no mask."""
+    """`series`: the DICOM files that the case's one channel is made of. `refused`: why there can be no mask, or empty."""
 
     case: Case
-    copies: tuple[Copy, ...] = ()
+    series: tuple[Path, ...] = ()
     refused: str = ""
 
 
@@ -44,16 +34,16 @@ def find_scans(place: Path, num_channels: int, converted: Callable[[str], Path])
     """The scans of a folder or file, sorted by case.
 
     Args:
-        converted: where the copy of a file or series will lie, by a name such as `case_0000` or `case_label`.
+        converted: where the file of a DICOM series will lie, by its name such as `case_0000`.
 
     Raises:
         CohortError: no scan at all.
     """
     if place.is_file():
-        return [_scan(_case_id(place, num_channels), [place], num_channels, None, converted)]
+        return [_scan(_case_id(place, num_channels), [place], num_channels, label=None)]
     for part in IMAGE_FOLDERS:
         if found := _scan_files(place / part):
-            return _scans_of_files(place, found, num_channels, converted)
+            return _scans_of_files(place, found, num_channels)
     scans = [
         _series_scan(series, converted(f"{series.name}_0000"), num_channels)
         for series in sorted(dicom.find_series(place), key=lambda series: series.name)
@@ -71,12 +61,12 @@ def _scan_files(folder: Path) -> list[Path]:
     return [path for path in found if kind_of(path) != "picture"] or found
 
 
-def _scans_of_files(folder: Path, found: list[Path], num_channels: int, converted: Callable[[str], Path]) -> list[Scan]:
+def _scans_of_files(folder: Path, found: list[Path], num_channels: int) -> list[Scan]:
     channels: dict[str, list[Path]] = {}
     for path in found:
         channels.setdefault(_case_id(path, num_channels), []).append(path)
     labels = {_name(path): path for part in LABEL_FOLDERS for path in _scan_files(folder / part)}
-    scans = [_scan(case, paths, num_channels, labels.get(case), converted) for case, paths in channels.items()]
+    scans = [_scan(case, paths, num_channels, labels.get(case)) for case, paths in channels.items()]
     return _without_twins(sorted(scans, key=lambda scan: scan.case.case))
 
 
@@ -95,43 +85,23 @@ def _case_id(path: Path, num_channels: int) -> str:
     return split["case"] if split and (num_channels > 1 or split["channel"] == "0000") else _name(path)
 
 
-def _scan(
-    case: str, channels: list[Path], num_channels: int, label: Path | None, converted: Callable[[str], Path]
-) -> Scan:
-    if refused := _refusal(case, channels, num_channels):
-        return Scan(Case(case, case, fold=0, label=label, channels=tuple(channels)), refused=refused)
-    files = [Copy(path, converted(f"{case}_{channel:04d}")) for channel, path in enumerate(channels)]
-    if len(channels) < num_channels:  # one file with all of them
-        targets = [converted(f"{case}_{channel:04d}") for channel in range(num_channels)]
-        files = [Copy(channels[0], target, Choices(channel, num_channels)) for channel, target in enumerate(targets)]
-    labels = [Copy(label, converted(f"{case}_label"))] if label else []
-    read = Case(
-        case,
-        subject=case,
-        fold=0,
-        label=_read_from(labels[0]) if labels else None,
-        channels=tuple(map(_read_from, files)),
-    )
-    return Scan(read, tuple(copy for copy in [*files, *labels] if _read_from(copy) != copy.source))
-
-
-def _refusal(case: str, channels: list[Path], num_channels: int) -> str:
+def _scan(case: str, channels: list[Path], num_channels: int, label: Path | None) -> Scan:
+    """One file of another name than its channels' holds all of them, and stands there once for each."""
+    scan = Scan(Case(case, case, fold=0, label=label, channels=tuple(channels)))
     names = [_name(path) for path in channels]
     if len(set(names)) < len(names):
-        return f"{case}: two files with the same name. Keep one of .nii and .nii.gz."
+        return replace(scan, refused=f"{case}: two files with the same name. Keep one of them.")
     expected = [f"{case}_{channel:04d}" for channel in range(num_channels)]
-    if names in (expected, [case]):
-        return ""
-    return (
+    if names == expected:
+        return scan
+    if names == [case]:
+        return replace(scan, case=replace(scan.case, channels=tuple(channels * num_channels)))
+    refused = (
         f"{case}: {', '.join(path.name for path in channels)} found in {channels[0].parent}, "
         f"{', '.join(f'{name}.nii.gz' for name in expected)} expected: one file per channel, numbered as in training. "
         "Rename the files or add what is missing."
     )
-
-
-def _read_from(copy: Copy) -> Path:
-    """A NIfTI file of one channel is read as it is."""
-    return copy.source if kind_of(copy.source) == "nifti" and copy.choices == AS_IT_IS else copy.target
+    return replace(scan, refused=refused)
 
 
 def _series_scan(series: dicom.Series, converted: Path, num_channels: int) -> Scan:
@@ -142,7 +112,7 @@ def _series_scan(series: dicom.Series, converted: Path, num_channels: int) -> Sc
         if num_channels > 1
         else ""
     )
-    return Scan(case, (Copy(series.files[0].parent, converted, series=series.files),), refused)
+    return Scan(case, series.files, refused)
 
 
 def _without_twins(scans: list[Scan]) -> list[Scan]:

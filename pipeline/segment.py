@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pipeline import errors, records
 from pipeline.check.case import LABEL, LABEL_MISSING, check_case
-from pipeline.check.problem import Asked, Problem, Refused
+from pipeline.check.problem import Asked, Problem
 from pipeline.choice import operations_for_new_scans
 from pipeline.config import with_previous
 from pipeline.errors import CohortError, ImageError, PipelineError, TrainingError
@@ -94,9 +94,9 @@ def main(
     num_channels = len(records.read_cohort(files.cohort).channels)
     found = find_scans(Path(scans), num_channels, files.converted)[shard::shards]
     trained = load_trained(files, folds.split(","), pick_device(device), json.loads(settings), len(found))
-    num_new = sum(segment_scan(scan, trained, files) for scan in tqdm(found, desc="segment", mininterval=5))
-    records.write_cases(files.segment_shard(shard), [scan.case for scan in found])
-    print(f"segment: {len(found)} scans, {num_new} masks in {files.segment} are new")
+    done = [segment_scan(scan, trained, files) for scan in tqdm(found, desc="segment", mininterval=5)]
+    records.write_cases(files.segment_shard(shard), [case for case, _ in done])
+    print(f"segment: {len(found)} scans, {sum(is_new for _, is_new in done)} masks in {files.segment} are new")
 
 
 def load_trained(
@@ -129,17 +129,22 @@ def load_trained(
     )
 
 
-def segment_scan(scan: Scan, trained: Trained, files: Results) -> bool:
-    """Put on record what becomes of one scan; True if its mask was made, False if it was kept or there can be none."""
+def segment_scan(scan: Scan, trained: Trained, files: Results) -> tuple[Case, bool]:
+    """Put on record what becomes of one scan.
+
+    Returns:
+        The case with the files that were read; True if its mask was made, False if it was kept or there can be none.
+    """
     case, begin, problems = scan.case, time.monotonic(), list[Problem]()
     record = files.segment_record(case.case)
     wanted = [files.segmented(case.case), *(files.uncertainty(case.case, kind) for kind in trained.maps)]
     try:
-        made_of = {**check_scan(scan, trained.cohort, files, problems), **trained.made_of}
+        case, digests = check_scan(scan, trained, files, problems)
+        made_of = {**digests, **trained.made_of}
         known = read_outcome(record)
         if known and known.made_of == made_of and all(path.exists() for path in wanted):
             write_outcome(record, replace(known, problems=tuple(problems)))  # those of its label may be new
-            return False
+            return case, False
         forget(case, files)
         flags, labels = segment_case(case, trained, files)
         outcome = Outcome(status="done", made_of=made_of, flags=tuple(flags), labels=tuple(labels))
@@ -149,7 +154,7 @@ def segment_scan(scan: Scan, trained: Trained, files: Results) -> bool:
         tqdm.write(f"{case.case}: no mask. {outcome.reason}")
     seconds = round(time.monotonic() - begin, 2)
     write_outcome(record, replace(outcome, problems=tuple(problems), seconds=seconds))
-    return outcome.status == "done"
+    return case, outcome.status == "done"
 
 
 def forget(case: Case, files: Results) -> None:
@@ -159,8 +164,10 @@ def forget(case: Case, files: Results) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_scan(scan: Scan, cohort: Cohort, files: Results, problems: list[Problem]) -> dict[str, str]:
-    """The sha256 of each channel, by its role. What is wrong with any file is added to `problems`; a label may be missing.
+def check_scan(scan: Scan, trained: Trained, files: Results, problems: list[Problem]) -> tuple[Case, dict[str, str]]:
+    """The case with the files to read, and the sha256 of each channel by its role. A label may be missing.
+
+    What is wrong with any file is added to `problems`.
 
     Raises:
         PipelineError: a channel that no mask can be made of.
@@ -168,27 +175,18 @@ def check_scan(scan: Scan, cohort: Cohort, files: Results, problems: list[Proble
     case = scan.case
     if scan.refused:
         raise CohortError(scan.refused)
-    for copy in scan.copies:
-        try:
-            found = standardise(copy.source, copy.target, copy.choices, series=copy.series)
-        except Refused as error:
-            if copy.target != case.label:
-                raise
-            found, case = [error.problem], replace(case, label=None)
-        problems += [replace(problem, case=case.case, file=str(copy.source)) for problem in found]
-    report = check_case(case, Asked(declared=cohort.declared), files.converted)
-    source_of = {str(copy.target): str(copy.source) for copy in scan.copies}
-    problems += [
-        replace(problem, file=source_of.get(problem.file, problem.file))
-        for problem in report.problems
-        if problem.rule != LABEL_MISSING
-    ]
-    label = str(scan.case.label)
-    refused = [one for one in problems if one.severity == "refuse" and one.file != source_of.get(label, label)]
+    if scan.series:
+        folder = scan.series[0].parent
+        mended = standardise(folder, case.channels[0], series=scan.series)
+        problems += [replace(problem, case=case.case, file=str(folder)) for problem in mended]
+    asked = Asked(declared=trained.cohort.declared, **trained.settings["asked"])
+    report = check_case(case, asked, files.converted)
+    problems += [problem for problem in report.problems if problem.rule != LABEL_MISSING]
+    refused = [one for one in problems if one.severity == "refuse" and one.file != str(case.label)]
     if refused:
         first = refused[0]
         raise ImageError(f"{first.file}: {first.found}, {first.expected} expected. {first.do}")
-    return {str(row["role"]): str(row["sha256"]) for row in report.rows if row["role"] != LABEL}
+    return report.case, {str(row["role"]): str(row["sha256"]) for row in report.rows if row["role"] != LABEL}
 
 
 def segment_case(case: Case, trained: Trained, files: Results) -> tuple[list[str], list[FoundLabel]]:

@@ -53,29 +53,21 @@ def test_without_a_nifti_file_every_dicom_series_is_a_case_of_one_channel(tmp_pa
     scans = find(tmp_path)
     assert [(scan.case.case, scan.refused) for scan in scans] == [("anna", ""), ("ben_ct", "")]
     assert scans[0].case.channels == (tmp_path / "converted" / "anna_0000.nii.gz",)
-    assert [len(copy.series) for scan in scans for copy in scan.copies] == [5, 5]
+    assert [len(scan.series) for scan in scans] == [5, 5]
     assert "a DICOM series is one channel, 2 as in training expected" in find(tmp_path, num_channels=2)[0].refused
 
 
-def copies(scan):
-    return [
-        (copy.source.name, copy.target.name, copy.choices.channel, copy.choices.num_channels) for copy in scan.copies
-    ]
-
-
-def test_files_of_other_formats_are_read_from_copies_and_nifti_files_as_they_are(tmp_path):
+def test_files_of_other_formats_are_scans_and_labels_too(tmp_path):
     touch(tmp_path, "images/a_0000.nrrd", "images/a_0001.nii", "labels/a.mha", "images/a_0000.raw", "images/a.png")
-    (scan,) = find(tmp_path, num_channels=2)
-    assert [path.name for path in scan.case.channels] == ["a_0000.nii.gz", "a_0001.nii"]
-    assert scan.case.label == tmp_path / "converted" / "a_label.nii.gz"
-    assert copies(scan) == [("a_0000.nrrd", "a_0000.nii.gz", 0, 1), ("a.mha", "a_label.nii.gz", 0, 1)]
+    (case,) = cases(tmp_path, num_channels=2)
+    assert [path.name for path in case.channels] == ["a_0000.nrrd", "a_0001.nii"]
+    assert case.label == tmp_path / "labels" / "a.mha"
 
 
 def test_a_file_that_is_all_of_a_case_holds_all_of_its_channels(tmp_path):
     touch(tmp_path, "a.nii.gz")
-    (scan,) = find(tmp_path, num_channels=2)
-    assert [path.name for path in scan.case.channels] == ["a_0000.nii.gz", "a_0001.nii.gz"]
-    assert copies(scan) == [("a.nii.gz", "a_0000.nii.gz", 0, 2), ("a.nii.gz", "a_0001.nii.gz", 1, 2)]
+    (case,) = cases(tmp_path, num_channels=2)
+    assert case.channels == (tmp_path / "a.nii.gz",) * 2
 
 
 def test_pictures_are_scans_where_there_is_nothing_else(tmp_path):

@@ -30,7 +30,7 @@ from tests.test_preprocess import make_plan
 
 ROOT = Path(__file__).parents[1]
 SHAPE, SPACING_MM = (18, 22, 13), (0.7, 1.0, 2.5)
-SETTINGS = {"train_mirror": [], "memory_gib": 8, "uncertainty": False}
+SETTINGS = {"train_mirror": [], "memory_gib": 8, "uncertainty": False, "asked": {}}
 WIDTH = 4
 
 
@@ -277,6 +277,35 @@ def test_masks_with_labels_are_scored_and_a_label_that_is_refused_is_not(trained
         Path(f"scans/labels/{name}.nii.gz").unlink()
     run()
     assert not (trained.segment / "metrics.tsv").exists()
+
+
+def test_scans_and_labels_of_other_formats_are_segmented_and_scored_as_their_twins_in_nifti(trained):
+    sitk = pytest.importorskip("SimpleITK")
+    save_scan(Path("scans/labels/a.nii.gz"), label=2)
+    for source, target in {"scans/a.nii.gz": "others/a.nrrd", "scans/labels/a.nii.gz": "others/labels/a.mha"}.items():
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(sitk.ReadImage(source), target)
+    run()
+    expected = np.asarray(nib.load(trained.segmented("a")).dataobj)
+    scores = [row for row in records.read_table(trained.segment / "metrics.tsv") if row["case"] == "a"]
+    run(scans="others")
+    assert (np.asarray(nib.load(trained.segmented("a")).dataobj) == expected).all()
+    assert records.read_table(trained.segment / "metrics.tsv") == scores
+    Path("others/labels/a.mha").write_text("not a label map")
+    run(scans="others")
+    assert rows_of(trained)["a"]["flags"].startswith("not scored, its label is refused")
+    assert [Path(row["file"]) for row in records.read_table(trained.segment_problems)] == [Path("others/labels/a.mha")]
+
+
+def test_what_the_user_chose_for_the_cohort_counts_for_new_scans(trained):
+    scan = nib.load("scans/a.nii.gz")
+    values = np.asarray(scan.dataobj).astype(np.float32)
+    values[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, scan.affine), "scans/a.nii.gz")
+    with pytest.raises(CohortError, match="scans have no mask: a"):
+        run()
+    run(asked={"nonfinite": "fill"})
+    assert rows_of(trained)["a"]["status"] == "done"
 
 
 def test_a_dicom_series_is_segmented_like_any_scan(trained):

@@ -111,9 +111,7 @@ def check_case(case: Case, asked: Asked, copies: Callable[[str], Path]) -> CaseR
     if case.label is None:
         missing = refuse(LABEL_MISSING, "no label file", "one per training case", "Add it or drop the case.")
         problems.append(replace(missing, case=case.case))
-    sound = {role: report for role, report in reports.items() if report.voxels}
-    if not any_refused(problems):
-        sound = {role: with_copy(report, sources[role]) for role, report in sound.items()}
+    sound = {role: with_copy(report, sources[role]) for role, report in reports.items() if report.voxels}
     read = {role: sound[role].path if role in sound else source.path for role, source in sources.items()}
     return CaseReport(
         replace(
