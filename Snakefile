@@ -277,13 +277,14 @@ rule report:
         files.log("report"),
     conda:
         "envs/environment.yaml"
+    threads: run.threads
     params:
         results=run.name,
         settings=run.settings("report"),
         config=run.provenance,
     shell:
         "python -m pipeline.report --results {params.results:q} --settings {params.settings:q}"
-        " --config {params.config:q} 2>&1 | tee {log:q}"
+        " --config {params.config:q} --threads {threads} 2>&1 | tee {log:q}"
 
 
 rule segment_shard:

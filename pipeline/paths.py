@@ -125,6 +125,14 @@ class Results:
         return self.root / "report.html"
 
     @property
+    def report_cases(self) -> Path:
+        """Scans and masks for the page's viewer, where they are too large to lie in the page."""
+        return self.root / "report_cases"
+
+    def report_case(self, case: str) -> Path:
+        return self.report_cases / f"{case}.js"
+
+    @property
     def segment(self) -> Path:
         return self.root / "segment"
 

@@ -5,6 +5,7 @@ Chooses which cases to show and puts numbers into tables; measures nothing. Impo
 scores.py      the tables of metrics and their means
 stages.py      what plan, train, inference and ensemble wrote down, in rows and words
 pictures.py    what is drawn, as part of the page; drawing itself is up to `pipeline.figures`
+viewer.py      scans and masks for the viewer in the page; niivue/ is the viewer, with its licences
 provenance.py  what made the page, and where
 templates/     the words and looks of the page, one file per section
 __main__.py    the stage

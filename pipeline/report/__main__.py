@@ -15,7 +15,7 @@ from pipeline.evaluate import ENSEMBLE, MEAN
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
-from pipeline.report import pictures, scores, stages
+from pipeline.report import pictures, scores, stages, viewer
 from pipeline.report.pictures import as_source
 from pipeline.report.provenance import provenance
 from pipeline.report.scores import Row
@@ -24,7 +24,7 @@ LARGEST_PLOT = 60  # boxes; beyond, only the configuration of the headline is dr
 LARGEST_TABLE = 2000  # rows of single cases and labels; metrics.tsv has all
 
 
-def main(results: str, settings: str, config: str = "{}") -> None:
+def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> None:
     """`settings`: `{"title": "", "cases": 3}`; `config`: the whole resolved configuration, for the record."""
     files, wanted = Results(results), json.loads(settings)
     cohort, cases = records.read_cohort(files.cohort), records.read_cases(files.checked_cases)
@@ -37,7 +37,7 @@ def main(results: str, settings: str, config: str = "{}") -> None:
     if cohort.is_regression:
         of_task = page_of_values(metrics, summary, headline)
     else:
-        of_task = page_of_labels(files, cohort, cases, metrics, summary, headline, wanted["cases"])
+        of_task = page_of_labels(files, cohort, cases, metrics, summary, headline, wanted["cases"], threads)
     page = {
         **of_task,
         "title": wanted["title"] or cohort.name,
@@ -73,12 +73,16 @@ def page_of_labels(
     summary: pd.DataFrame,
     headline: str,
     num_cases: int,
+    threads: int,
 ) -> Row:
     """What only the page of a segmentation shows."""
     colours = figures.label_colours([str(target.label) for target in cohort.targets])
     num_boxes = metrics.groupby(["label", "configuration"]).ngroups
     drawn = metrics if num_boxes <= LARGEST_PLOT else metrics[metrics["configuration"] == headline]
-    shown = scores.choose_cases(metrics[metrics["configuration"] == headline], num_cases)
+    of_headline = metrics[metrics["configuration"] == headline]
+    shown = scores.choose_cases(of_headline, num_cases)
+    scored = [case for case in cases if case.case in set(of_headline["case"])]
+    inside = viewer.store(files, scored, cohort, headline, threads=threads)
     return {
         "means": summary[summary["label"] == MEAN].to_dict("records"),
         "results": scores.result_rows(summary),
@@ -90,6 +94,14 @@ def page_of_labels(
         "is_all_drawn": len(drawn) == len(metrics),
         "overlays": [pictures.draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
         "case_rows": scores.case_rows(metrics, headline)[:LARGEST_TABLE],
+        "viewer": {
+            "colours": {target.painted: colours[str(target.label)] for target in cohort.targets},
+            "cases": viewer.case_list(of_headline),
+            "folder": None if inside else files.report_cases.name,
+        },
+        "inside": inside,
+        "niivue": viewer.niivue(),
+        "licences": viewer.licences(),
     }
 
 
@@ -101,6 +113,7 @@ def page_of_values(metrics: pd.DataFrame, summary: pd.DataFrame, headline: str) 
         "results": scores.result_rows(summary, scores.COMPARED_VALUES),
         "best_measure": "lowest mean absolute error",
         "colours": {},
+        "viewer": None,
         "case_rows": rows.to_dict("records")[:LARGEST_TABLE],
     }
 

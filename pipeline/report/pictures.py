@@ -9,10 +9,8 @@ from pipeline import figures
 from pipeline.images import read_labels_ras, read_ras
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
-from pipeline.report.scores import Row, Shown
+from pipeline.report.scores import LARGEST_CAPTION, Row, Shown, lowest
 from pipeline.targets import as_painted
-
-LARGEST_CAPTION = 8  # labels under the picture of a case
 
 
 def as_source(content: bytes, kind: str) -> str:
@@ -55,6 +53,6 @@ def draw_case(
         "shown": shown,
         "image": as_source(image, "jpeg"),
         "fold": case.fold,
-        "scores": scores.nsmallest(LARGEST_CAPTION, "dsc").sort_index().to_dict("records"),
+        "scores": lowest(scores),
         "num_more": max(0, int(scores["dsc"].count()) - LARGEST_CAPTION),
     }

@@ -16,6 +16,7 @@ TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
 # Columns of the summary in which the best configuration is set in bold: which end is best, as the page prints it.
 COMPARED = {"dsc": (max, ".3f"), "nsd": (max, ".3f"), "hd95_worst_mm": (min, ".2f")}
 COMPARED_VALUES = {"mae": (min, ".4g"), "rmse": (min, ".4g")}
+LARGEST_CAPTION = 8  # labels beside the picture of a case
 
 Row = dict[str, Any]  # one line of a table of the page
 
@@ -95,6 +96,12 @@ def result_rows(summary: pd.DataFrame, compared: Mapping[str, tuple[Any, str]] =
             }
             rows.append({**{str(key): value for key, value in row.items()}, "best": best})
     return rows
+
+
+def lowest(of_case: pd.DataFrame) -> list[Row]:
+    """The labels of one case that are said beside its picture, in their order."""
+    rows = of_case.nsmallest(LARGEST_CAPTION, "dsc").sort_index().to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def case_rows(metrics: pd.DataFrame, headline: str) -> list[Row]:
