@@ -63,6 +63,20 @@ def small_cohort(tmp_path):
     return tmp_path
 
 
+def test_a_scan_that_is_added_to_plain_folders_is_found_by_the_next_run(tmp_path):
+    changes = {"labels": {"1": "liver"}, "channels": {"0": "CT"}}
+    for name in ("a", "b", "c"):
+        for folder in ("images", "labels"):
+            (tmp_path / "scans" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "scans" / folder / f"{name}.nii.gz").touch()
+        if name == "b":
+            done = snakemake(tmp_path, "discover", **changes)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "folders layout in scans, for images/ and labels/ are there" in done.stdout
+            assert jobs(snakemake(tmp_path, "--dry-run", "discover", **changes)) == set()
+    assert jobs(snakemake(tmp_path, "--dry-run", "discover", **changes)) == {"discover"}
+
+
 def test_a_run_ends_with_all_that_the_contract_promises(finished):
     results = finished / "results" / "tiny"
     assert (results / "report.html").stat().st_size > 10_000

@@ -49,7 +49,7 @@ def no_file(path: Path) -> Problem | None:
     """Asks for the kind before it opens, for opening a pipe would wait for ever."""
     if not os.path.exists(path):
         found = "a link to nothing" if path.is_symlink() else "no such file"
-        return refuse("file-missing", found, "a NIfTI file", "Correct dataset.json or restore the file.")
+        return refuse("file-missing", found, "a NIfTI file", "Correct its path or restore the file.")
     if not path.is_file():
         return not_nifti("a folder" if path.is_dir() else "a pipe or device")
     start = first_bytes(path)
