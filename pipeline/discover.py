@@ -1,11 +1,11 @@
-"""A cohort folder or table, or the word `demo`, to `cases.tsv` and `cohort.json`: the files and fold of each case.
+"""A cohort folder or table, or the word `demo`, to `cases.tsv` and `cohort.json`: the files of each case.
 
-Reads names only: no scan is opened, and a file that is listed but missing is left to `check`.
+Its fold too, if the cohort gives one; otherwise `check` deals the folds. Reads names only: no scan is opened, and a file
+that is listed but missing is left to `check`.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline import errors, phantoms, records
@@ -14,8 +14,8 @@ from pipeline.errors import CohortError
 from pipeline.layouts.found import Wanted
 from pipeline.layouts.recognise import READERS, recognise
 from pipeline.paths import Results
-from pipeline.records import NO_FOLD, Cohort
-from pipeline.splits import assign_folds
+from pipeline.records import Cohort
+from pipeline.splits import refuse_too_few
 
 DEMO_CASES = 20
 
@@ -36,10 +36,8 @@ def main(results: str, cohort: str, settings: str) -> None:
     found = READERS[layout](place, Wanted(**{key: wanted[key] for key in keys}, regions=dict(wanted["regions"])))
     refuse_unknown_values(found.cohort)
     cases = found.cases
-    subjects = [case.subject for case in cases]
-    if all(case.fold == NO_FOLD for case in cases):
-        folds = assign_folds(subjects, wanted["folds"], wanted["seed"])
-        cases = [replace(case, fold=fold) for case, fold in zip(cases, folds, strict=True)]
+    subjects = [case.subject for case in cases if case.split == "train"]
+    refuse_too_few(subjects, wanted["folds"])
     records.write_cases(files.cases, cases)
     records.write_cohort(files.cohort, found.cohort)
     print(f"discover: {found.cohort.layout} layout in {place}, for {reason}")

@@ -269,6 +269,26 @@ def dsc_distribution(metrics: pd.DataFrame, colours: Mapping[str, str]) -> bytes
     return _bytes(figure, "svg")
 
 
+def label_volumes(volumes_ml: Sequence[Mapping[str, float]], colours: Mapping[str, str]) -> bytes:
+    """SVG: the volume of each label as a box with every case that has it as a point, on a logarithmic axis.
+
+    Args:
+        volumes_ml: of each case by the name of the label; one above 0 at least.
+        colours: of every label by name, in the order to draw them.
+    """
+    figure = Figure(figsize=(9, 0.7 + 0.4 * len(colours)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    for y, (name, colour) in enumerate(colours.items()):
+        _box_with_points(axes, np.array([own[name] for own in volumes_ml if own[name]]), y, colour)
+    axes.set_yticks(range(len(colours)), list(colours), parse_math=False, color=INK)
+    axes.set(ylim=(len(colours) - 0.4, -0.6))
+    axes.set_xlabel("ml", fontsize=8, color=INK)
+    _sober(axes)
+    axes.tick_params(axis="y", length=0)
+    return _bytes(figure, "svg")
+
+
 def _box_with_points(axes: Axes, values: NDArray[np.floating], y: int, colour: str) -> None:
     if not len(values):
         axes.text(

@@ -46,7 +46,8 @@ class Run:
 
     @property
     def check_settings(self) -> str:
-        return to_json({"on_problem": self.config["on_problem"], **self._asked})
+        keys = ("folds", "seed", "on_problem")
+        return to_json({**{key: self.config[key] for key in keys}, **self._asked})
 
     @property
     def _asked(self) -> dict[str, Any]:

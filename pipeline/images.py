@@ -161,6 +161,14 @@ def ras_grid(grid: Grid) -> Grid:
     return Grid(tuple(grid.shape[axis] for axis in order), grid.affine @ inv_ornt_aff(orientation, grid.shape))
 
 
+def ras_place(place: NDArray[np.float64], affine: Affine) -> tuple[float, ...]:
+    """A place as fractions of the box, 0 to 1 along I, J, K of a file, along the axes of `to_ras(array, affine)`."""
+    orientation = io_orientation(affine)
+    along = zip(place, orientation, strict=True)
+    by_axis = {int(axis): float(part if flip > 0 else 1 - part) for part, (axis, flip) in along}
+    return tuple(by_axis[axis] for axis in range(3))
+
+
 def read_ras(path: Path) -> tuple[Volume, Grid]:
     """A scan in RAS order and its RAS grid.
 

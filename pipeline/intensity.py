@@ -44,6 +44,19 @@ def describe(values: NDArray) -> ForegroundIntensity:
     )
 
 
+def is_ct(channel: str) -> bool:
+    """Whether a channel of this name is in Hounsfield units."""
+    return channel.lower() == "ct"
+
+
+def percentiles(one: ForegroundIntensity, *, is_absolute: bool) -> dict[str, float]:
+    """Low, middle and high by name, in the scan's unit or, as z-scoring leaves them, in standard deviations from its mean."""
+    found = {"percentile 0.5": one.percentile_00_5, "median": one.median, "percentile 99.5": one.percentile_99_5}
+    if is_absolute:
+        return found
+    return {name: (value - one.mean) / one.std if one.std else 0.0 for name, value in found.items()}
+
+
 def normalise(channel: Volume, scheme: Scheme, foreground: ForegroundIntensity) -> Volume:
     """(I, J, K) in scan units to (I, J, K) of about zero mean and unit variance, unless set otherwise.
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.images import Grid, Segmentation, Shape, Spacing, Volume
-from pipeline.intensity import ForegroundIntensity, Scheme, describe
+from pipeline.intensity import ForegroundIntensity, Scheme, describe, percentiles
 from pipeline.plan import RAS_AXES
 from pipeline.records import Cohort
 from pipeline.typed import from_json
@@ -115,7 +115,8 @@ def _unusual_intensity(
     channel: str, found: ForegroundIntensity, training: Sequence[ForegroundIntensity], *, is_absolute: bool
 ) -> list[str]:
     """The first of three percentiles that is off; the others nearly always are too."""
-    own, others = _percentiles(found, is_absolute), [_percentiles(one, is_absolute) for one in training]
+    own = percentiles(found, is_absolute=is_absolute)
+    others = [percentiles(one, is_absolute=is_absolute) for one in training]
     margin = INTENSITY_MARGIN * float(np.median([one["percentile 99.5"] - one["percentile 0.5"] for one in others]))
     for name, value in own.items():
         seen = [one[name] for one in others]
@@ -123,13 +124,6 @@ def _unusual_intensity(
             unit = "" if is_absolute else " standard deviations from the mean"
             return [f"intensity of {channel}: {name} {value:.4g}, {_range(seen)} in training{unit}"]
     return []
-
-
-def _percentiles(one: ForegroundIntensity, is_absolute: bool) -> dict[str, float]:
-    found = {"percentile 0.5": one.percentile_00_5, "median": one.median, "percentile 99.5": one.percentile_99_5}
-    if is_absolute:
-        return found
-    return {name: (value - one.mean) / one.std if one.std else 0.0 for name, value in found.items()}
 
 
 def _range(values: Sequence[float]) -> str:

@@ -37,6 +37,11 @@ class Results:
         return self.root / "check" / "cases.tsv"
 
     @property
+    def test_cases(self) -> Path:
+        """The checked cases of the test split, if there are any: `segment` takes this table for its scans."""
+        return self.root / "check" / "test_cases.tsv"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "check" / "manifest.tsv"
 

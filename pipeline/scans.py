@@ -1,4 +1,4 @@
-"""A folder or file to the new scans in it: which files are the channels of a case, and which beside them is its label.
+"""A folder, file or table to the new scans in it: which files are the channels of a case, and which beside them is its label.
 
 Scans lie in the folder itself, `imagesTs`, `imagesTr` or `images`; `case_0000`, `case_0001`, … are the channels of one case,
 and labels lie in `labelsTs`, `labelsTr` or `labels`. Where there is no such file, every DICOM series in the folder and below
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import dicom
+from pipeline import dicom, records
 from pipeline.errors import CohortError
 from pipeline.formats import SUFFIXES, kind_of, split_suffix
 from pipeline.records import Case
@@ -31,7 +31,7 @@ class Scan:
 
 
 def find_scans(place: Path, num_channels: int, converted: Callable[[str], Path]) -> list[Scan]:
-    """The scans of a folder or file, sorted by case.
+    """The scans of a folder or file, sorted by case; or those of a table of cases, as `check` writes it of the test split.
 
     Args:
         converted: where the file of a DICOM series will lie, by its name such as `case_0000`.
@@ -39,6 +39,8 @@ def find_scans(place: Path, num_channels: int, converted: Callable[[str], Path])
     Raises:
         CohortError: no scan at all.
     """
+    if place.suffix == ".tsv":
+        return [Scan(case) for case in records.read_cases(place)]
     if place.is_file():
         return [_scan(_case_id(place, num_channels), [place], num_channels, label=None)]
     for part in IMAGE_FOLDERS:

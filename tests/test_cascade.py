@@ -296,7 +296,7 @@ def finished(tmp_path_factory):
         )
         keys = ("layout", "folds", "seed", "labels", "channels", "ignore_label", "task")
         discover.main("c", "scans", json.dumps({**{key: config[key] for key in keys}, "regions": []}))
-        check("c")
+        check("c", json.dumps({key: config[key] for key in ("folds", "seed")}))
         fingerprint.main("c")
         described, cohort = records.read_json(files.fingerprint), records.read_cohort(files.cohort)
         for name in config["configurations"]:

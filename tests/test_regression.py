@@ -120,7 +120,7 @@ def test_a_cohort_of_values_needs_no_labels_and_any_finite_value_passes_the_chec
     discover.main("r", "scans", json.dumps({**settings, "task": "regression"}))
     cohort = records.read_cohort(Results("r").cohort)
     assert (cohort.labels, cohort.task) == ({}, "regression")
-    check("r")
+    check("r", json.dumps({"folds": 3, "seed": 1}))
     with pytest.raises(CohortError, match="`labels` is None"):
         discover.main("r", "scans", json.dumps({**settings, "task": "segmentation"}))
     discover.main("r", "scans", json.dumps({**settings, "task": "regression"}))
@@ -129,7 +129,7 @@ def test_a_cohort_of_values_needs_no_labels_and_any_finite_value_passes_the_chec
     broken[0, 0, 0] = np.nan
     write_values(path, broken, nib.load(path).affine)
     with pytest.raises(CohortError, match="1 problem"):
-        check("r")
+        check("r", json.dumps({"folds": 3, "seed": 1}))
     assert records.read_table(Results("r").problems)[0]["rule"] == "nonfinite"
 
 
@@ -147,7 +147,7 @@ def test_a_network_learns_values_through_the_stages(tmp_path, monkeypatch):
     )
     keys = ("layout", "folds", "seed", "labels", "channels", "ignore_label", "task")
     discover.main("r", "scans", json.dumps({**{key: config[key] for key in keys}, "regions": []}))
-    check("r")
+    check("r", json.dumps({key: config[key] for key in ("folds", "seed")}))
     fingerprint.main("r")
     wanted = settings_of(config, "3d_fullres")
     described = records.read_json(files.fingerprint)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import evaluate, figures, records
+from pipeline import evaluate, figures, fingerprint, records
 from pipeline.paths import Results
 from pipeline.plan import digest
 from pipeline.records import Case, Cohort, TrainingFacts
@@ -59,6 +59,7 @@ def make_run(
     records.write_cases(files.checked_cases, cases)
     records.write_cohort(files.cohort, Cohort("tiny", "table", {0: "background"} | labels, {0: "T1"}))
     records.write_table(files.problems, PROBLEMS, [])
+    fingerprint.main(files.name)
     trained = [name for name in configurations if name != "ensemble"]
     for configuration in trained:
         plan = {"dims": 2, "spacing_mm": [None, 1.0, 1.5], "reasons": {"spacing_mm": f"the median, not {EVIL}"}}
@@ -149,7 +150,7 @@ def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
     assert not re.search(r"(src|href)=\"(?!data:|#)|@import|url\(", page)
     tags = Tags(page)
     assert not tags.open
-    assert len(tags.images) == 2 + 2 + 3 and all(image["alt"] for image in tags.images)
+    assert len(tags.images) == 3 + 2 + 3 and all(image["alt"] for image in tags.images)
     assert len(page) < 3e6
 
 
@@ -176,6 +177,22 @@ def test_the_page_says_what_was_cleaned_and_how_much_better_the_naive_choice_wou
     assert "optimistic by 0.000: by luck, the honest choice was no worse." in page_of(files)
     records.write_json(files.choice, {**choice, "estimate": {}})
     assert "optimistic by" not in page_of(files)
+
+
+def test_the_page_describes_the_cohort_and_shows_cases_unlike_the_others() -> None:
+    files = make_run(["2d"], {1: EVIL, 4: "spleen"}, [1, 4])
+    problem = dict.fromkeys(PROBLEMS, EVIL) | {"severity": "warn", "rule": "volume-outlier", "case": "case_0"}
+    records.write_table(files.problems, PROBLEMS, [problem, {**problem, "rule": "trailing-bytes", "case": "case_1"}])
+    page = page_of(files)
+    section = page[page.index('id="cohort"') : page.index('id="results"')]
+    assert EVIL not in section and "&lt;script&gt;alert(1)" in section
+    assert "The 4 cases that are trained with" in section and "LAS (4)" in section
+    text = re.sub(r"<[^>]*>", "|", section)
+    assert re.search(r"spacing along z\|+mm\|+2\.5\|+2\.5\|+2\.5\|", text)
+    assert re.search(r"size along x\|+voxels\|+9\|+9\|+9\|", text)
+    assert re.search(r"spleen\|+4\|+0\.2205\|+0\.2205\|+0\.2205\|", text), "126 voxels of 1.75 mm3"
+    assert section.count('0.2205 <span class="interval">in 2 cases</span>') == 4, "two labels, two folds"
+    assert '<th scope="row" class="name">case_0</th>' in section and "case_1" not in section
 
 
 def test_names_are_text_and_never_markup() -> None:
@@ -401,6 +418,7 @@ def test_with_regions_the_reference_is_drawn_in_the_values_of_the_masks(monkeypa
     files = make_run(["3d"], {1: "core", 2: "rim"}, present=[1, 2])
     cohort = dataclasses.replace(records.read_cohort(files.cohort), regions={"both": [1, 2]})
     records.write_cohort(files.cohort, cohort)
+    fingerprint.main(files.name)
     evaluate.main(files.name, "3d", "0,1", json.dumps({"tolerance_mm": 2}))
     drawn: list[set[int]] = []
 

@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+from pipeline import records
 from pipeline.errors import CohortError
+from pipeline.records import NO_FOLD, Case
 from pipeline.scans import find_scans
 from tests.test_dicom import write_series
 
@@ -112,3 +114,9 @@ def test_a_case_with_other_channels_than_in_training_is_refused_by_name_and_the_
 def test_two_cases_whose_masks_some_disks_would_take_for_one_are_both_refused(tmp_path):
     touch(tmp_path, "a.nii", "A.nii", "b.nii")
     assert ["another scan has the same name" in scan.refused for scan in find(tmp_path)] == [True, True, False]
+
+
+def test_a_table_of_cases_gives_the_scans_of_a_test_split_with_their_labels(tmp_path):
+    listed = [Case("a", "s", NO_FOLD, tmp_path / "label.nii", (tmp_path / "x.nii",), "test")]
+    records.write_cases(tmp_path / "test_cases.tsv", listed)
+    assert [scan.case for scan in find(tmp_path / "test_cases.tsv")] == listed

@@ -79,7 +79,7 @@ def cohort(tmp_path: Path) -> Iterator[Path]:
 def describe(**changes: object) -> None:
     """The cohort's dataset.json."""
     entries = [{"image": f"imagesTr/case_{n}.nii.gz", "label": f"labelsTr/case_{n}.nii.gz"} for n in range(NUM_CASES)]
-    content = {"name": "Torture", "labels": LABELS, "modality": {"0": "MR"}, "training": entries, **changes}
+    content = {"name": "Torture", "labels": LABELS, "modality": {"0": "CT"}, "training": entries, **changes}
     Path("scans/dataset.json").write_text(json.dumps(content))
 
 

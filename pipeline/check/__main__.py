@@ -1,8 +1,7 @@
-"""The stage `check`, and the rules that need all cases at once."""
+"""The stage `check`: every file of the cohort, then what concerns all cases, then who is in which fold."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -11,8 +10,17 @@ from typing import Any
 from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
-from pipeline.check.case import LABEL, MANIFEST_OF_FILE, CaseReport, check_case
-from pipeline.check.problem import ALL_CASES, COLUMNS, Asked, Problem, refuse
+from pipeline.check.case import MANIFEST_OF_FILE, CaseReport, check_case
+from pipeline.check.cohort import (
+    folds_incomplete,
+    label_volumes_ml,
+    labels_in_no_case,
+    same_content,
+    subject_in_two_folds,
+    with_folds,
+)
+from pipeline.check.outliers import modality_doubtful, seen_in, unlike_others
+from pipeline.check.problem import ALL_CASES, COLUMNS, Asked, Problem
 from pipeline.errors import CohortError
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
@@ -22,16 +30,18 @@ PRINTED = 50
 
 
 def main(results: str, settings: str = "{}", threads: int = 1) -> None:
-    """`settings` is JSON: `on_problem`, and keys of `Asked`; without, it stops at a problem and takes nothing for granted."""
+    """`settings` is JSON: `on_problem`, `folds` and `seed`, and keys of `Asked`; without, it stops at a problem, takes
+    nothing for granted and wants folds to be given."""
     files, wanted = Results(results), json.loads(settings)
     is_dropping = wanted.pop("on_problem", "stop") == "drop"
-    for earlier in (files.manifest, files.checked_cases):
+    for earlier in (files.manifest, files.checked_cases, files.test_cases):
         earlier.unlink(missing_ok=True)
     cases, cohort = records.read_cases(files.cases), records.read_cohort(files.cohort)
+    num_folds, seed = wanted.pop("folds", 1 + max(case.fold for case in cases)), wanted.pop("seed", 0)
     look = partial(check_case, asked=Asked(declared=cohort.declared, **wanted), copies=files.standard)
     chunk = 1 + len(cases) // (16 * threads)
     reports = process_map(look, cases, max_workers=threads, chunksize=chunk, desc="check", mininterval=1)
-    problems = judge(cases, reports, cohort, is_dropping=is_dropping)
+    problems = judge(cases, reports, cohort, num_folds, is_dropping=is_dropping)
     refused = {problem.case for problem in problems if problem.severity == "refuse"}
     checked = [report.case for report in reports if report.case.case not in refused]
     records.write_table(files.problems, COLUMNS, map(asdict, problems))
@@ -39,24 +49,42 @@ def main(results: str, settings: str = "{}", threads: int = 1) -> None:
     show(problems)
     if refused and (not is_dropping or not checked or ALL_CASES in refused):
         raise CohortError(refusal(cases, problems, files))
+    volumes = {case.case: label_volumes_ml(report, cohort) for case, report in zip(cases, reports, strict=True)}
+    training = with_folds(checked, volumes, num_folds, seed)
     rows = [row for report in reports for row in report.rows if row["case"] not in refused]
     records.write_table(files.manifest, MANIFEST, rows)
-    records.write_cases(files.checked_cases, checked)
+    records.write_cases(files.checked_cases, training)
     noted = sum(problem.severity != "refuse" for problem in problems)
     dropped = f"{len(refused)} of {len(cases)} dropped" if refused else "none refused"
     print(f"check: {len(checked)} cases, {len(rows)} files, {noted} fixes and warnings, {dropped}")
+    if test := [case for case in checked if case.split == "test"]:
+        records.write_cases(files.test_cases, test)
+        print(f"check: {len(test)} cases of the test split are not trained with; for their masks and measures, once")
+        print(f"check: the rest is trained, `snakemake --cores 8 segment --config scans={files.test_cases}`")
     print("check: corrected scans or label files are read again with `snakemake --cores 8 --forcerun check`")
 
 
 def judge(
-    cases: Sequence[Case], reports: Sequence[CaseReport], cohort: Cohort, *, is_dropping: bool = False
+    cases: Sequence[Case], reports: Sequence[CaseReport], cohort: Cohort, num_folds: int, *, is_dropping: bool = False
 ) -> list[Problem]:
     """All problems: those of each case, then those of the cohort; if refused cases are dropped, then of what remains."""
     rows = chain.from_iterable(report.rows for report in reports)
-    problems = [*chain.from_iterable(report.problems for report in reports), *same_content(rows, cases)]
+    problems = [
+        *chain.from_iterable(report.problems for report in reports),
+        *same_content(rows, cases),
+        *subject_in_two_folds(cases),
+    ]
     refused = {problem.case for problem in problems if problem.severity == "refuse"}
-    remaining = [report for case, report in zip(cases, reports, strict=True) if case.case not in refused]
-    return [*problems, *labels_in_no_case(remaining if is_dropping else reports, cohort)]
+    pairs = [
+        (case, report)
+        for case, report in zip(cases, reports, strict=True)
+        if case.case not in refused or not is_dropping
+    ]
+    training = [(case, report) for case, report in pairs if case.split == "train"]
+    problems += labels_in_no_case([report for _, report in training], cohort)
+    problems += folds_incomplete([case for case, _ in training], num_folds)
+    seen = [seen_in(case, report, cohort) for case, report in pairs if case.case not in refused]
+    return [*problems, *modality_doubtful(seen, cohort), *unlike_others(seen, cohort)]
 
 
 def refusal(cases: Sequence[Case], problems: Sequence[Problem], files: Results) -> str:
@@ -90,49 +118,6 @@ def show(problems: Sequence[Problem]) -> None:
     print("\n".join(records.aligned(COLUMNS, map(asdict, problems[:PRINTED]))))
     if len(problems) > PRINTED:
         print(f"... and {len(problems) - PRINTED} more")
-
-
-def same_content(rows: Iterable[Mapping[str, object]], cases: Iterable[Case]) -> list[Problem]:
-    """Two cases with one image: across folds a model would be tested on what it was trained with."""
-    fold_of = {case.case: case.fold for case in cases}
-    by_content = defaultdict(list)
-    for row in rows:
-        if row["role"] != LABEL:
-            by_content[row["sha256"]].append(row)
-    problems = []
-    for same in by_content.values():
-        first = same[0]
-        for row in same[1:]:
-            severity = "warn" if fold_of[str(row["case"])] == fold_of[str(first["case"])] else "refuse"
-            found = f"the bytes of {first['file']}"
-            do = "Drop one of them, or give both cases one `subject` in dataset.json."
-            case, file = str(row["case"]), str(row["file"])
-            problems.append(Problem(severity, "same-content", found, "an image of its own", do, case, file))
-    return problems
-
-
-def labels_in_no_case(reports: Sequence[CaseReport], cohort: Cohort) -> list[Problem]:
-    """Says nothing while some label map is refused, for the label may be in that one, nor where no case is left."""
-    if not reports:
-        return []
-    values: set[int] = set()
-    for report in reports:
-        if report.values is None:
-            return []
-        values |= report.values
-    wanted = [(value, name, "dataset.json") for value, name in cohort.foreground.items()]
-    if cohort.ignore_label is not None:
-        wanted.append((cohort.ignore_label, "to be ignored", "`ignore_label` of config.yaml"))
-    return [
-        refuse(
-            "label-in-no-case",
-            f"label {value} {name} in no case",
-            "in one at least",
-            f"Remove it from {place} or correct the label maps.",
-        )
-        for value, name, place in wanted
-        if value not in values
-    ]
 
 
 if __name__ == "__main__":

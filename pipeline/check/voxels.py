@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from pipeline.check.header import Header, shape_of
 from pipeline.check.problem import Asked, Problem, not_nifti, refuse
 from pipeline.images import Shape
+from pipeline.intensity import ForegroundIntensity, describe
 from pipeline.records import BACKGROUND
 
 CHUNK_BYTES = 1 << 22  # a multiple of every voxel size
 INTEGER_WITHIN = 1e-3
 MAX_VALUES = 1 << 16  # more than any cohort declares: such a file is refused, and need not be counted on
+SAMPLES = 1 << 16  # voxels of an image whose intensity is described
 MAX_TRAILING_BYTES = 1 << 26  # of a file that goes on and on, for a few kilobytes of gzip can mean gigabytes
 
 
@@ -32,17 +34,15 @@ class Voxels:
     """What one pass over a file's voxels saw, of its finite ones.
 
     `counts` by rounded value, and `index_sums`, which are the sums of the indices of a label's voxels along each axis,
-    are kept for label maps only.
+    are kept for label maps only; `intensity`, of about `SAMPLES` voxels, for all others.
     """
 
     num_bytes: int = 0
     num_nonfinite: int = 0
     off_integer: float = 0.0
-    lowest: float = math.inf
-    highest: float = -math.inf
-    total: float = 0.0
     counts: Counter[int] = field(default_factory=Counter)
     index_sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    intensity: ForegroundIntensity = field(default_factory=lambda: describe(np.empty(0)))
 
 
 def no_file(path: Path) -> Problem | None:
@@ -103,6 +103,8 @@ def read_voxels(path: Path, header: Header, asked: Asked) -> Voxels:
     voxels, dtype = Voxels(), header.get_data_dtype()
     slope, inter = header.get_slope_inter()
     claimed = claimed_bytes(header)
+    samples: list[NDArray[np.float64]] = []
+    step = claimed // dtype.itemsize // SAMPLES | 1  # odd: one that divides the length of a row would see few columns
     for chunk in chunks(path, header.get_data_offset()):
         start = voxels.num_bytes
         inside = chunk[: max(0, claimed - start)]
@@ -120,11 +122,13 @@ def read_voxels(path: Path, header: Header, asked: Asked) -> Voxels:
                 values = np.where(is_finite, values, 0)  # a file with such a voxel is refused, or they are filled so
         if not values.size:
             continue
-        voxels.lowest = min(voxels.lowest, float(values.min()))
-        voxels.highest = max(voxels.highest, float(values.max()))
-        voxels.total += float(values.sum(dtype=np.float64))
-        if asked.declared is not None:
-            count_labels(values, start // dtype.itemsize, shape_of(header)[:3], asked.declared, voxels)
+        first = start // dtype.itemsize
+        if asked.declared is None:
+            samples.append(values[-first % step :: step].astype(np.float64))
+        else:
+            count_labels(values, first, shape_of(header)[:3], asked.declared, voxels)
+    if samples:
+        voxels.intensity = describe(np.concatenate(samples))
     return voxels
 
 

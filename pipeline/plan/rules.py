@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.architectures import ARCHITECTURES, fit_architecture
 from pipeline.config import LOW_RESOLUTION, PREVIOUS
 from pipeline.errors import PlanError
-from pipeline.intensity import ForegroundIntensity, Scheme
+from pipeline.intensity import ForegroundIntensity, Scheme, is_ct
 from pipeline.plan.record import RAS_AXES, Plan, by
 from pipeline.records import Cohort
 from pipeline.topology import (
@@ -197,9 +197,7 @@ def _normalisation(fingerprint: dict[str, Any], wanted: dict[str, Any], reasons:
         + (f"; channel {', '.join(wanted['normalisation'])} as set" if wanted["normalisation"] else "")
     )
     names = [channel["channel"] for channel in fingerprint["channels"]]
-    by_rule: dict[str, Scheme] = {
-        str(index): "ct" if name.lower() == "ct" else "zscore" for index, name in enumerate(names)
-    }
+    by_rule: dict[str, Scheme] = {str(index): "ct" if is_ct(name) else "zscore" for index, name in enumerate(names)}
     if unknown := sorted(wanted["normalisation"].keys() - by_rule.keys()):
         raise PlanError(
             f"config: normalisation has channel {', '.join(unknown)}, yet the cohort has {', '.join(by_rule)} "

@@ -2,6 +2,7 @@
 
 Chooses which cases to show and puts numbers into tables; measures nothing. Imports no torch.
 
+cohort.py      what the check and the fingerprint say of the cases
 scores.py      the tables of metrics and their means
 stages.py      what plan, train, inference and ensemble wrote down, in rows and words
 pictures.py    what is drawn, as part of the page; drawing itself is up to `pipeline.figures`

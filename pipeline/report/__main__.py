@@ -16,6 +16,7 @@ from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 from pipeline.report import pictures, scores, stages, viewer
+from pipeline.report.cohort import cohort_rows
 from pipeline.report.pictures import as_source
 from pipeline.report.provenance import provenance
 from pipeline.report.scores import Row
@@ -40,6 +41,7 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
         of_task = page_of_labels(files, cohort, cases, metrics, summary, headline, wanted["cases"], threads)
     page = {
         **of_task,
+        "of_cohort": page_of_cohort(files, cohort, cases, problems),
         "title": wanted["title"] or cohort.name,
         "cohort": cohort,
         "trained": trained,
@@ -63,6 +65,15 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
     }
     with records.written_whole(files.report) as partial:
         partial.write_text(render(page), encoding="utf-8")
+
+
+def page_of_cohort(files: Results, cohort: Cohort, cases: Sequence[Case], problems: Sequence[Mapping[str, str]]) -> Row:
+    fingerprint = records.read_json(files.fingerprint)
+    volumes = [row["volumes_ml"] for row in fingerprint["cases"] if "volumes_ml" in row]
+    colours = figures.label_colours([target.name for target in cohort.targets])
+    has_any = any(volume for own in volumes for volume in own.values())
+    drawn = as_source(figures.label_volumes(volumes, colours), "svg+xml") if has_any else None
+    return {**cohort_rows(fingerprint, cases, cohort, problems), "figure": drawn}
 
 
 def page_of_labels(

@@ -7,6 +7,7 @@ import pandas as pd
 
 from pipeline import figures
 from pipeline.images import read_labels_ras, read_ras
+from pipeline.intensity import is_ct
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 from pipeline.report.scores import LARGEST_CAPTION, Row, Shown, lowest
@@ -45,7 +46,7 @@ def draw_case(
         as_painted(read_labels_ras(case.label)[0], cohort),
         read_labels_ras(files.mask(configuration, case.case))[0],
         spacing_mm=grid.spacing_mm,
-        window=figures.grey_window(volume, is_ct=cohort.channels[min(cohort.channels)].lower() == "ct"),
+        window=figures.grey_window(volume, is_ct=is_ct(cohort.channels[min(cohort.channels)])),
         colours={target.painted: colours[str(target.label)] for target in cohort.targets},
     )
     scores = metrics[(metrics["configuration"] == configuration) & (metrics["case"] == case.case)]

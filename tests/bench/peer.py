@@ -9,14 +9,17 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline import errors, records
+from pipeline.check.case import check_case
+from pipeline.check.cohort import label_volumes_ml, with_folds
+from pipeline.check.problem import Asked
 from pipeline.errors import CohortError, PipelineError
 from pipeline.layouts import msd
 from pipeline.layouts.found import Wanted
 from pipeline.records import Case, Cohort
-from pipeline.splits import assign_folds
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).with_name("inside_peer.py")
@@ -110,10 +113,11 @@ def install(peer: Peer) -> None:
 
 
 def folds_of(cohort: Path) -> tuple[Cohort, list[tuple[Case, int]]]:
-    """The labelled cases of a cohort in MSD layout, each with the fold that `discover` gives it."""
+    """The labelled cases of a cohort in MSD layout, each with the fold that `check` gives it."""
     found = msd.read(cohort, Wanted())
-    folds = assign_folds([case.subject for case in found.cases], NUM_FOLDS, SEED)
-    return found.cohort, [(case, fold) for case, fold in zip(found.cases, folds, strict=True) if case.label]
+    look = partial(check_case, asked=Asked(declared=found.cohort.declared), copies=Path)  # of NIfTI files it makes none
+    volumes = {case.case: label_volumes_ml(look(case), found.cohort) for case in found.cases}
+    return found.cohort, [(case, case.fold) for case in with_folds(found.cases, volumes, NUM_FOLDS, SEED) if case.label]
 
 
 def splits_of(cases: list[tuple[Case, int]]) -> list[dict[str, list[str]]]:
