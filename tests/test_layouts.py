@@ -419,6 +419,28 @@ def test_bids_without_label_maps_or_for_values_is_refused(tmp_path: Path) -> Non
         bids.read(tmp_path, Wanted(task="regression"))
 
 
+def test_a_dataset_without_a_description_is_read_and_called_after_its_folder(tmp_path: Path) -> None:
+    bids_of(tmp_path, T1W, f"{DERIVED}/sub-1_desc-lesion_mask.nii.gz")
+    (tmp_path / "dataset_description.json").unlink()
+    assert bids.read(tmp_path, Wanted()).cohort.name == tmp_path.name
+
+
+def test_a_description_that_pybids_cannot_read_is_one_line(tmp_path: Path) -> None:
+    bids_of(tmp_path, T1W, f"{DERIVED}/sub-1_dseg.nii.gz")
+    put(tmp_path / "derivatives" / "manual" / "dataset_description.json", "{\n")
+    with refused(r"not read by pybids \(.*\), a BIDS dataset expected\. List the cases in a table"):
+        bids.read(tmp_path, Wanted())
+
+
+def test_derivatives_in_one_folder_are_read_too(tmp_path: Path) -> None:
+    bids_of(tmp_path, T1W, "derivatives/sub-1/anat/sub-1_desc-lesion_mask.nii.gz")
+    (tmp_path / "derivatives" / "manual" / "dataset_description.json").rename(
+        tmp_path / "derivatives" / "dataset_description.json"
+    )
+    label = tmp_path / "derivatives" / "sub-1" / "anat" / "sub-1_desc-lesion_mask.nii.gz"
+    assert bids.read(tmp_path, Wanted()).cases[0].label == label
+
+
 def test_tables_of_labels_that_are_none_or_contradict_each_other_are_refused(tmp_path: Path) -> None:
     bids_of(tmp_path, T1W, f"{DERIVED}/sub-1_dseg.nii.gz")
     first = put(tmp_path / "derivatives" / "manual" / "dseg.tsv", "value\tname\n1\tliver\n")

@@ -14,6 +14,7 @@ from pipeline.errors import CohortError
 from pipeline.layouts.found import Found, Wanted, channels_of_config, named_labels, sorted_cases
 from pipeline.records import NO_FOLD, Case, Cohort
 
+DESCRIPTION = "dataset_description.json"  # pybids looks into derivatives that have one
 EXTENSIONS = [".nii.gz", ".nii"]
 DISCRETE, BINARY = "dseg", "mask"  # suffixes of label maps, the first preferred
 OWN_SPACES = (None, "orig")  # the entity `space` of a label map that lies on its scan's grid
@@ -56,26 +57,38 @@ def read(place: Path, wanted: Wanted) -> Found:
         regions=dict(wanted.regions),
     )
     by_channel = [
-        _one_each(scan for scan in scans if scan.suffix.casefold() == suffix.casefold()) for suffix in channels.values()
+        (suffix, _one_each(scan for scan in scans if scan.suffix.casefold() == suffix.casefold()))
+        for suffix in channels.values()
     ]
     label_of = _one_each(labels)
-    sessions = sorted({session for files in by_channel for session in files}, key=str)
+    sessions = sorted({session for _, files in by_channel for session in files}, key=str)
     if lonely := [label_of[session] for session in sorted(set(label_of) - set(sessions), key=str)]:
         raise CohortError(
             f"{lonely[0]}: no {' or '.join(channels.values())} of this session found, one expected. Add it or move the "
             "label map away."
         )
-    cases = []
-    for session in sessions:
-        missing = [suffix for suffix, files in zip(channels.values(), by_channel, strict=True) if session not in files]
-        if missing:
-            raise CohortError(
-                f"{place}: {_case_id(session)} has no {' and no '.join(missing)}, {', '.join(channels.values())} of every "
-                f"session expected. Add it, or drop the session: {BY_TABLE[0].lower()}{BY_TABLE[1:]}"
-            )
-        files = tuple(files[session] for files in by_channel)
-        cases.append(Case(_case_id(session), f"sub-{session[0]}", NO_FOLD, label_of.get(session), files))
+    cases = [
+        Case(
+            _case_id(session),
+            subject=f"sub-{session[0]}",
+            fold=NO_FOLD,
+            label=label_of.get(session),
+            channels=_files(place, session, by_channel),
+        )
+        for session in sessions
+    ]
     return Found(cohort, sorted_cases(place, cases))
+
+
+def _files(place: Path, session: Session, by_channel: Sequence[tuple[str, Mapping[Session, Path]]]) -> tuple[Path, ...]:
+    """One of every channel."""
+    if missing := [suffix for suffix, files in by_channel if session not in files]:
+        wanted = ", ".join(suffix for suffix, _ in by_channel)
+        raise CohortError(
+            f"{place}: {_case_id(session)} has no {' and no '.join(missing)}, {wanted} of every session expected. "
+            f"Add it, or drop the session: {BY_TABLE[0].lower()}{BY_TABLE[1:]}"
+        )
+    return tuple(files[session] for _, files in by_channel)
 
 
 def _case_id(session: Session) -> str:
@@ -87,9 +100,14 @@ def _index(place: Path) -> tuple[str, list[Scan], list[Scan], list[Path]]:
     """The dataset's name, its scans, the label maps of its derivatives, and the tables that name their labels."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer  # takes a second: only for who has BIDS
 
-    described = [path.parent for path in place.glob("derivatives/**/dataset_description.json")]
+    derivatives = place / "derivatives"
+    is_described = any(path for level in (".", "*") for path in derivatives.glob(f"{level}/{DESCRIPTION}"))
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False)  # names only, whatever BIDS thinks of them
-    layout = BIDSLayout(place, validate=False, derivatives=sorted(described) or None, indexer=indexer)
+    try:
+        layout = BIDSLayout(place, validate=False, derivatives=derivatives if is_described else None, indexer=indexer)
+    except ValueError as error:
+        found = " ".join(str(error).split())
+        raise CohortError(f"{place}: not read by pybids ({found}), a BIDS dataset expected. {BY_TABLE}") from error
 
     def scans(**query: object) -> list[Scan]:
         found = [(file, file.get_entities()) for file in layout.get(**query)]
@@ -112,7 +130,7 @@ def _index(place: Path) -> tuple[str, list[Scan], list[Scan], list[Path]]:
     else:
         raise CohortError(
             f"{place / 'derivatives'}: no label map found, files that end in _{DISCRETE}.nii.gz or _{BINARY}.nii.gz "
-            f"expected, in a folder with a dataset_description.json of its own. {BY_TABLE}"
+            f"expected, in a folder with a {DESCRIPTION} of its own. {BY_TABLE}"
         )
     tables = [Path(file.path) for file in layout.get(scope="derivatives", suffix=DISCRETE, extension=".tsv")]
     return str((layout.description or {}).get("Name") or ""), raw, labels, sorted(tables)

@@ -9,10 +9,16 @@ from typing import Any
 from pipeline.errors import CohortError
 from pipeline.layouts import description
 
-DESCRIPTIONS = (description.FILE, "splits_final.json", "dataset_description.json", "derivatives/*/*.tsv")
+DESCRIPTIONS = (
+    description.FILE,
+    "splits_final.json",
+    "dataset_description.json",
+    "derivatives/*.tsv",
+    "derivatives/*/*.tsv",
+)
 SCANS = (
     *("imagesTr/*", "labelsTr/*", "images/*", "labels/*"),
-    *("sub-*/*/*", "sub-*/*/*/*", "derivatives/*/sub-*/*/*", "derivatives/*/sub-*/*/*/*"),
+    *(f"{place}sub-*/{depth}" for place in ("", "derivatives/", "derivatives/*/") for depth in ("*/*", "*/*/*")),
 )
 
 
