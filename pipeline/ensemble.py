@@ -39,6 +39,7 @@ from pipeline.images import (
     write_mask,
     write_volume,
 )
+from pipeline.manifest import on_unchanged
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
 from pipeline.postprocess import NOTHING, OPTIONS, component_sizes, postprocess, score_options
@@ -76,6 +77,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     scores: list[CaseScores] = []
     if len(names) > 1 or is_cleaned:
         score = partial(score_case, files=files, offer=offer, plan=plan, cohort=cohort)
+        score = partial(on_unchanged, score, files.manifest, "label")
         scores = process_map(score, cases, max_workers=workers, desc="ensemble scores", mininterval=5)
     chosen, for_new_scans = decide(scores, numbers, offer)
     write = partial(write_combined, files=files, plan=plan, cohort=cohort)

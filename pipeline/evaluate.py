@@ -17,6 +17,7 @@ from tqdm.contrib.concurrent import process_map
 from pipeline import errors, records, regression
 from pipeline.bootstrap import INTERVAL_PERCENT, SEED, PerCase, draw_cases, means
 from pipeline.images import Grid, read_labels_ras, refuse_other_grid
+from pipeline.manifest import on_unchanged
 from pipeline.metrics import Status, measure
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
@@ -78,6 +79,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     measure_one = partial(
         score_case, cohort=records.read_cohort(files.cohort), tolerance_mm=json.loads(settings)["tolerance_mm"]
     )
+    measure_one = partial(on_unchanged, measure_one, files.manifest, "label")
     of_cases = process_map(measure_one, cases, masks, max_workers=threads, chunksize=1, desc="evaluate", mininterval=1)
     scores = [score for of_case in of_cases for score in of_case]
     scores.sort(key=lambda score: names.index(score.configuration))

@@ -14,6 +14,7 @@ from tqdm.contrib.concurrent import process_map
 from pipeline import errors, records
 from pipeline.images import grid_of, open_image, read_labels_ras, read_ras
 from pipeline.intensity import describe, nonzero_box
+from pipeline.manifest import on_unchanged
 from pipeline.novelty import look_at, volumes_ml
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
@@ -27,6 +28,7 @@ def main(results: str, threads: int = 1) -> None:
     cohort = records.read_cohort(files.cohort)
     samples_per_case = max(1, SAMPLES // len(cases))
     look = partial(fingerprint_case, num_samples=samples_per_case, cohort=cohort)
+    look = partial(on_unchanged, look, files.manifest, "all")
     found = process_map(look, cases, range(len(cases)), max_workers=threads, desc="fingerprint", mininterval=1)
     records.write_json(files.fingerprint, summarise(found, list(cohort.channels.values())))
 

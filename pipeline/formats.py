@@ -84,9 +84,9 @@ def standardise(
     """
     kind = kind_of(path)
     files = series or _files_of(path, kind)
-    note = target.with_name(f"{target.name}.json")
-    made_of = {"files": {str(file): records.sha256(file) for file in files}, "choices": asdict(choices)}
-    if target.exists() and note.exists() and (known := records.read_json(note))["made_of"] == made_of:
+    note = note_of(target)
+    origin = {"files": {str(file): records.sha256(file) for file in files}, "choices": asdict(choices)}
+    if target.exists() and note.exists() and (known := records.read_json(note))["made_of"] == origin:
         return [Problem(**problem) for problem in known["problems"]]
     for earlier in (note, target):
         earlier.unlink(missing_ok=True)
@@ -97,8 +97,18 @@ def standardise(
         image, problems = _as_nifti(path, stored, choices)
     with records.written_whole(target) as partial:
         nib.save(image, partial)
-    records.write_json(note, {"made_of": made_of, "problems": [asdict(problem) for problem in problems]})
+    records.write_json(note, {"made_of": origin, "problems": [asdict(problem) for problem in problems]})
     return problems
+
+
+def note_of(target: Path) -> Path:
+    """Beside a standard copy, what it was made of and what was mended."""
+    return target.with_name(f"{target.name}.json")
+
+
+def made_of(target: Path) -> dict[Path, str]:
+    """The files that a standard copy was made of, with their sha256."""
+    return {Path(source): digest for source, digest in records.read_json(note_of(target))["made_of"]["files"].items()}
 
 
 def _files_of(path: Path, kind: Kind) -> tuple[Path, ...]:

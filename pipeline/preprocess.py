@@ -17,6 +17,7 @@ from pipeline import errors, records
 from pipeline.bias import evened
 from pipeline.images import Segmentation, Shape, Spacing, Volume, read_labels_ras, read_ras, refuse_other_grid
 from pipeline.intensity import nonzero_box, normalise
+from pipeline.manifest import on_unchanged
 from pipeline.paths import Results
 from pipeline.plan import RAS_AXES, Plan, edited_note, is_edited, read_plan
 from pipeline.records import Case
@@ -78,7 +79,7 @@ def main(results: str, configuration: str, fold: int, code: str = "", threads: i
     if plan.previous:
         records.verify_file_list(files.predicted(plan.previous, fold))
     masks = [files.mask(plan.previous, case.case) if plan.previous else None for case in cases]
-    work = partial(preprocess_case, plan=plan, code=code)
+    work = partial(on_unchanged, partial(preprocess_case, plan=plan, code=code), files.manifest, "all")
     found = process_map(work, cases, folders, masks, max_workers=threads, desc="preprocess", mininterval=1)
     made = {path: digest for arrays, _ in found for path, digest in arrays.items()}
     records.write_file_list(files.preprocessed(configuration, fold), made)

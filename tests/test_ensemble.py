@@ -26,6 +26,7 @@ from pipeline.postprocess import OPTIONS
 from pipeline.probabilities import save_prediction
 from pipeline.records import Case, Cohort
 from pipeline.restore import Prediction
+from tests.checked import write_checked
 from tests.dense import as_it_is, gathered
 from tests.test_preprocess import make_plan
 
@@ -140,7 +141,7 @@ def run(tmp_path, monkeypatch):
         records.write_file_list(files.predicted("3d", fold), records.digests([save(files.mask("3d", name), predicted)]))
         records.write_json(files.arrays("3d", name) / "placement.json", asdict(as_it_is(SHAPE)))
         np.save(files.arrays("3d", name) / "image.npy", truth[None])
-    records.write_cases(files.checked_cases, cases)
+    write_checked(files, cases)
     records.write_cohort(files.cohort, COHORT)
     records.write_json(files.plan("3d"), asdict(make_plan(configuration="3d", widths=(Width(4, 0.1),))))
     return files
@@ -181,6 +182,7 @@ def test_the_reference_of_a_case_alone_in_its_fold_changes_neither_its_choice_no
     reference = np.zeros(SHAPE)
     reference[8, 10, 11:] = 2
     save(Path("labels/case_0.nii.gz"), reference)
+    write_checked(run, records.read_cases(run.checked_cases))
     after = choice_of(run)
     assert after["postprocess"]["per_fold"]["0"] == before["postprocess"]["per_fold"]["0"]
     assert run.mask("ensemble", "case_0").read_bytes() == mask

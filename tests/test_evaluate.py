@@ -16,6 +16,7 @@ from pipeline.errors import CohortError, ImageError
 from pipeline.evaluate import Score, measure_case, summarise
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
+from tests.checked import write_checked
 
 SHAPE = (9, 11, 13)
 SPACING_MM = (0.7, 1.0, 2.5)
@@ -141,7 +142,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
         )
         for name, fold in folds.items()
     ]
-    records.write_cases(files.checked_cases, cases)
+    write_checked(files, cases)
     records.write_cohort(files.cohort, COHORT)
     for name in folds:
         write_labels(files.mask("2d", name), labels)
@@ -177,6 +178,7 @@ def test_a_label_absent_everywhere_is_an_empty_cell(run: Results) -> None:
         assert case.label
         write_labels(case.label, without)
         write_labels(run.mask("2d", case.case), without)
+    write_checked(run, records.read_cases(run.checked_cases))
     evaluate.main(run.name, "2d", "0,1", json.dumps({"tolerance_mm": 2}))
     row = records.read_table(run.metrics)[-1]
     assert (row["status"], row["dsc"], row["hd95_mm"], row["reference_ml"]) == ("absent_ok", "", "", "0")
