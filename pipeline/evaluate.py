@@ -61,7 +61,7 @@ MEASURES = (
 )
 COUNTS = {"n_missed": "missed", "n_false_positive": "false_positive", "n_absent_ok": "absent_ok"}
 SUMMARY_COLUMNS = (
-    *("configuration", "label", "name", "n", "n_used", *COUNTS, "tolerance_mm"),
+    *("configuration", "label", "name", "n", "n_dropped", "n_used", *COUNTS, "tolerance_mm"),
     *(f"{measure}{end}" for measure in WITH_INTERVAL for end in ("", "_low", "_high")),
     *(measure for measure in MEASURES if measure not in WITH_INTERVAL),
 )
@@ -83,7 +83,8 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     of_cases = process_map(measure_one, cases, masks, max_workers=threads, chunksize=1, desc="evaluate", mininterval=1)
     scores = [score for of_case in of_cases for score in of_case]
     scores.sort(key=lambda score: names.index(score.configuration))
-    write_tables(files.metrics, files.summary, scores)
+    refused = {row["case"] for row in records.read_table(files.problems) if row["severity"] == "refuse"}
+    write_tables(files.metrics, files.summary, scores, num_dropped=len(refused))
 
 
 def score_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, tolerance_mm: float) -> Scores:
@@ -93,8 +94,12 @@ def score_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, toleran
     return [*measure_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)]
 
 
-def write_tables(metrics: Path, summary: Path, scores: Scores) -> None:
-    """Every score to `metrics`, their means to `summary`; all scores are of one task, and there is one at least."""
+def write_tables(metrics: Path, summary: Path, scores: Scores, num_dropped: int = 0) -> None:
+    """Every score to `metrics`, their means to `summary`; all scores are of one task, and there is one at least.
+
+    Args:
+        num_dropped: cases that `check` refused, which nothing here knows of.
+    """
     errors_of_values = [score for score in scores if isinstance(score, ErrorScore)]
     of_labels = [score for score in scores if isinstance(score, Score)]
     columns = [field.name for field in fields(scores[0])]
@@ -103,7 +108,7 @@ def write_tables(metrics: Path, summary: Path, scores: Scores) -> None:
         rows, columns = regression.summarise(errors_of_values), [*regression.SUMMARY_COLUMNS]
     else:
         rows, columns = summarise(of_labels), [*SUMMARY_COLUMNS]
-    records.write_table(summary, columns, [records.cells(row) for row in rows])
+    records.write_table(summary, columns, [records.cells(row | {"n_dropped": num_dropped}) for row in rows])
 
 
 def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, tolerance_mm: float) -> list[Score]:

@@ -17,7 +17,7 @@ from pipeline.records import Case
 TARGET = "target"  # stands for a label: there is one image of values
 MEASURES = ("mae", "rmse")
 SUMMARY_COLUMNS = (
-    *("configuration", "label", "name", "n"),
+    *("configuration", "label", "name", "n", "n_dropped"),
     *(f"{measure}{end}" for measure in MEASURES for end in ("", "_low", "_high")),
 )
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from pipeline import records
 from pipeline.check.__main__ import MANIFEST
+from pipeline.check.problem import COLUMNS
 from pipeline.paths import Results
 from pipeline.records import Case
 
 
 def write_checked(files: Results, cases: Sequence[Case]) -> None:
-    """The checked cases, and the manifest as far as their files are there."""
+    """The checked cases, no problems, and the manifest as far as their files are there."""
     records.write_cases(files.checked_cases, cases)
     paths = {case.case: [path for path in (*case.channels, case.label) if path and path.exists()] for case in cases}
     rows = [
@@ -18,3 +19,4 @@ def write_checked(files: Results, cases: Sequence[Case]) -> None:
         for path in own
     ]
     records.write_table(files.manifest, MANIFEST, rows)
+    records.write_table(files.problems, COLUMNS, [])

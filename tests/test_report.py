@@ -23,6 +23,7 @@ from pipeline.plan import digest
 from pipeline.records import Case, Cohort, TrainingFacts
 from pipeline.report import __main__ as stage
 from pipeline.report import pictures, scores, stages
+from tests.checked import write_checked
 
 SHAPE = (9, 11, 13)
 AFFINE = np.diag([-0.7, 1.0, 2.5, 1.0])  # not RAS
@@ -56,9 +57,8 @@ def make_run(
             worse = truth.copy()
             worse[:, 2 : 2 + index + (configuration == "2d")] = 0
             save(files.mask(configuration, name), worse)
-    records.write_cases(files.checked_cases, cases)
+    write_checked(files, cases)
     records.write_cohort(files.cohort, Cohort("tiny", "table", {0: "background"} | labels, {0: "T1"}))
-    records.write_table(files.problems, PROBLEMS, [])
     fingerprint.main(files.name)
     trained = [name for name in configurations if name != "ensemble"]
     for configuration in trained:
@@ -163,6 +163,18 @@ def test_the_page_says_the_mean_and_interval_of_each_configuration() -> None:
         assert f"{float(row['dsc']):.3f}" in page and f"{low:.3f}–{high:.3f}" in page
     assert "best on the other fold" in page and "2d+3d" in page and "folds: 2" in page
     assert f">{np.__version__}<" in page
+
+
+def test_the_page_and_the_summary_count_the_cases_that_were_dropped() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    problem = dict.fromkeys(PROBLEMS, "x") | {"severity": "refuse", "case": "lost"}
+    problems = [{**problem, "rule": rule} for rule in ("not-nifti", "label-missing")]
+    records.write_table(files.problems, PROBLEMS, problems)
+    evaluate.main(files.name, "2d", "0,1", '{"tolerance_mm": 2}')
+    assert {row["n_dropped"] for row in records.read_table(files.summary)} == {"1"}
+    page = page_of(files)
+    assert '<div class="value">5</div>' in page
+    assert '<span class="alarm">1 refused and dropped</span>, 4 trained with' in page
 
 
 def test_the_page_says_what_was_cleaned_and_how_much_better_the_naive_choice_would_have_looked() -> None:

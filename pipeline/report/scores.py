@@ -72,11 +72,12 @@ def choose_cases(metrics: pd.DataFrame, cases: int) -> list[Shown]:
 
 
 def count_cases(cases: Sequence[Case], problems: Sequence[Mapping[str, str]], metrics: pd.DataFrame) -> dict[str, int]:
-    """None is refused: `check` stops a run before anything is trained."""
+    """`cases` are those that were not dropped."""
     return {
         "cases": len(cases),
         "subjects": len({one.subject for one in cases}),
         "scored": metrics["case"].nunique(),
+        "dropped": len({one["case"] for one in problems if one["severity"] == "refuse"}),
         **{severity: sum(one["severity"] == severity for one in problems) for severity in ("fix", "warn")},
     }
 
