@@ -41,7 +41,8 @@ def main(results: str, cohort: str, settings: str) -> None:
     records.write_cases(files.cases, cases)
     records.write_cohort(files.cohort, found.cohort)
     print(f"discover: {found.cohort.layout} layout in {place}, for {reason}")
-    print(f"discover: {len(cases)} cases, {len(set(subjects))} subjects, {wanted['folds']} folds")
+    held_out = f"{len(cases) - len(subjects)} more in the test split, " if len(subjects) < len(cases) else ""
+    print(f"discover: {len(subjects)} cases, {held_out}{len(set(subjects))} subjects, {wanted['folds']} folds")
     print(f"discover: labels {_listed(found.cohort.labels) or 'none'}; channels {_listed(found.cohort.channels)}")
 
 

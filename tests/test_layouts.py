@@ -526,6 +526,16 @@ def test_a_table_gives_subject_fold_and_split_where_it_has_them(tmp_path: Path) 
     ]
 
 
+def test_the_test_split_is_counted_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{case}\t{case}.nii\t{'test' if case in 'de' else ''}" for case in "abcde"]
+    put(Path("cases.tsv"), "\n".join(["case\timage_0\tsplit", *rows]))
+    main("t", "cases.tsv", json.dumps(SETTINGS | {"channels": {"0": "CT"}}))
+    assert "3 cases, 2 more in the test split, 3 subjects, 3 folds" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

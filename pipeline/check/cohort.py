@@ -82,9 +82,12 @@ def labels_in_no_case(reports: Sequence[CaseReport], cohort: Cohort) -> list[Pro
         if report.values is None:
             return []
         values |= report.values
-    wanted = [(value, name, "dataset.json") for value, name in cohort.foreground.items()]
+    stated = (
+        "config.yaml" if cohort.layout in ("folders", "table") else "config.yaml, or of the cohort's own description,"
+    )
+    wanted = [(value, name, f"`labels` of {stated}") for value, name in cohort.foreground.items()]
     if cohort.ignore_label is not None:
-        wanted.append((cohort.ignore_label, "to be ignored", "`ignore_label` of config.yaml"))
+        wanted.append((cohort.ignore_label, "to be ignored", f"`ignore_label` of {stated}"))
     return [
         refuse(
             "label-in-no-case",
