@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -279,6 +280,9 @@ def label_volumes(volumes_ml: Sequence[Mapping[str, float]], colours: Mapping[st
     figure = Figure(figsize=(9, 0.7 + 0.4 * len(colours)), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ml, _: f"{ml:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     for y, (name, colour) in enumerate(colours.items()):
         _box_with_points(axes, np.array([own[name] for own in volumes_ml if own[name]]), y, colour)
     axes.set_yticks(range(len(colours)), list(colours), parse_math=False, color=INK)

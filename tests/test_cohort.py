@@ -203,7 +203,7 @@ def test_a_coarser_spacing_and_a_larger_volume_are_outliers_with_what_is_usual()
     reports = [report(segmentation()) for _ in range(5)]
     found = look([*reports, report(segmentation(), affine(0.7, 1.0, 5.0))])
     assert [problem.rule for problem in found] == ["spacing-outlier"]
-    assert found[0].found == "spacing from foot to head 5 mm"
+    assert found[0].found == "spacing from foot to head: 5 mm"
     assert found[0].expected == "1.667 to 3.75 mm, as the other cases"
     tiny = segmentation()
     tiny[2:, :, :7] = 0
@@ -309,7 +309,7 @@ def test_53_label_voxels_flipped_same_header(cohort: list[Case]) -> None:
     test_check.label(path, test_check.segmentation()[::-1])
     (row,) = run_check()
     assert (row["severity"], row["rule"], row["case"], row["file"]) == ("warn", "position-outlier", "c3", str(path))
-    assert row["found"].startswith("centre of liver from left to right 83.3")
+    assert row["found"].startswith("centre of liver from left to right: 83.3")
 
 
 def test_folds_are_dealt_among_the_cases_that_are_not_dropped(cohort: list[Case]) -> None:

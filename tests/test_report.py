@@ -194,11 +194,14 @@ def test_the_page_says_what_was_cleaned_and_how_much_better_the_naive_choice_wou
 def test_the_page_describes_the_cohort_and_shows_cases_unlike_the_others() -> None:
     files = make_run(["2d"], {1: EVIL, 4: "spleen"}, [1, 4])
     problem = dict.fromkeys(PROBLEMS, EVIL) | {"severity": "warn", "rule": "volume-outlier", "case": "case_0"}
+    assert "test split" not in page_of(files)
+    records.write_cases(files.test_cases, [Case("t", "t", records.NO_FOLD, None, (Path("t.nii"),), "test")])
     records.write_table(files.problems, PROBLEMS, [problem, {**problem, "rule": "trailing-bytes", "case": "case_1"}])
     page = page_of(files)
     section = page[page.index('id="cohort"') : page.index('id="results"')]
     assert EVIL not in section and "&lt;script&gt;alert(1)" in section
     assert "The 4 cases that are trained with" in section and "LAS (4)" in section
+    assert "Cases of the test split: 1, " in section
     text = re.sub(r"<[^>]*>", "|", section)
     assert re.search(r"spacing along z\|+mm\|+2\.5\|+2\.5\|+2\.5\|", text)
     assert re.search(r"size along x\|+voxels\|+9\|+9\|+9\|", text)

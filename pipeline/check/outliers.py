@@ -133,7 +133,7 @@ def unusual(quantity: Quantity) -> list[tuple[str, str, str]]:
     if quantity.is_ratio:
         low, high = math.exp(low), math.exp(high)
     return [
-        (case, f"{quantity.name} {value:.4g} {quantity.unit}", f"{low:.4g} to {high:.4g} {quantity.unit}")
+        (case, f"{quantity.name}: {value:.4g} {quantity.unit}", f"{low:.4g} to {high:.4g} {quantity.unit}")
         for case, value, outside in zip(quantity.values, values, is_outside, strict=True)
         if outside
     ]

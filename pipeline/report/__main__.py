@@ -73,7 +73,8 @@ def page_of_cohort(files: Results, cohort: Cohort, cases: Sequence[Case], proble
     colours = figures.label_colours([target.name for target in cohort.targets])
     has_any = any(volume for own in volumes for volume in own.values())
     drawn = as_source(figures.label_volumes(volumes, colours), "svg+xml") if has_any else None
-    return {**cohort_rows(fingerprint, cases, cohort, problems), "figure": drawn}
+    num_test = len(records.read_cases(files.test_cases)) if files.test_cases.exists() else 0
+    return {**cohort_rows(fingerprint, cases, cohort, problems), "figure": drawn, "num_test": num_test}
 
 
 def page_of_labels(

@@ -86,7 +86,8 @@ def fold_rows(cases: Sequence[Case], volumes_ml: Mapping[str, Mapping[str, float
 
 
 def spread(values: Sequence[float]) -> Row:
-    """Number, lowest, median and highest; None for the latter of no value."""
+    """How many, and their lowest, median, mean and highest; None for these of no value."""
     if not values:
-        return {"n": 0, "low": None, "median": None, "high": None}
-    return {"n": len(values), "low": min(values), "median": float(np.median(values)), "high": max(values)}
+        return {"n": 0, **dict.fromkeys(("low", "median", "mean", "high"))}
+    middle = {"median": float(np.median(values)), "mean": float(np.mean(values))}
+    return {"n": len(values), "low": min(values), **middle, "high": max(values)}
