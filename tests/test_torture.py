@@ -22,12 +22,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from pipeline import discover, errors, records
 from pipeline.check.__main__ import main as check
+from pipeline.errors import TrainingError
 from pipeline.flow import Run
 from pipeline.images import read_labels_ras, read_ras, write_mask
+from pipeline.nn.checkpoints import load_checkpoint, previous_checkpoint, read_model, save_checkpoint
 from pipeline.paths import Results
 from tests.test_check import Edit, both_codes_zero, save, setting, slope_0_with_intercept
 
@@ -494,16 +497,104 @@ def test_43_header_bomb_is_refused_in_little_memory(cohort: Path) -> None:
         "    assert check_file(Path(sys.argv[1]), asked).problems[0].severity == 'refuse'\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, IMAGE], env=environment, capture_output=True, text=True)
+    done = run_python(["-c", code, str(IMAGE)])
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 500
 
 
 # Writing, training and prediction ------------------------------------------------------------------------------------
 
+WRITE_MASK = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.images import open_image, write_mask
+scan = Path(sys.argv[1])
+labels = np.random.default_rng(0).integers(0, 9, open_image(scan).shape)
+write_mask(Path(sys.argv[2]), labels, scan)
+"""
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder]).returncode:
+        pytest.skip("mounting a small file system is for root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_48_disk_full_write(cohort: Path, full_disk: Path) -> None:
+    mask = full_disk / "mask.nii.gz"
+    mask.write_bytes(b"the old file")
+    done = run_python(["-c", WRITE_MASK, str(IMAGE), str(mask)])
+    assert done.returncode != 0
+    assert "[Errno 28] No space left on device" in done.stderr
+    assert [(path, path.read_bytes()) for path in full_disk.iterdir()] == [(mask, b"the old file")]
+
+
+def run_python(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("damage", ["bitflip", "truncated"])
+def test_50_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    """The one before is used, and that is said; with both damaged, none is."""
+    path = tmp_path / "checkpoint.pt"
+    for step in (1, 2):
+        save_checkpoint(path, "key", {"step": step, "weights": torch.arange(1000.0)})
+    for file, expected in ((path, {"step": 1}), (previous_checkpoint(path), None)):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content if damage == "bitflip" else content[:-100])
+        state = load_checkpoint(path, "key")
+        assert (state and {"step": state["step"]}) == expected
+        assert f"{file}: damaged (" in capsys.readouterr().out
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, ("executed",)
+
+
+def test_51_checkpoint_malicious_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("model.pt")
+    torch.save({"key": "key", "weights": Malicious()}, path)
+    assert load_checkpoint(path, "key") is None
+    assert "model.pt: damaged (Weights only load failed" in capsys.readouterr().out
+    with pytest.raises(TrainingError, match=r"^model\.pt: damaged \(Weights only load failed"):
+        read_model(path)
+    assert not Path("executed").exists()
+
+
+def test_56_dev_shm_8MB(tmp_path: Path) -> None:
+    """There is nothing to ask for at the start: training keeps no data in shared memory, and runs with next to none."""
+    code = (
+        f"from pathlib import Path; from tests.test_train import run; run(Path({str(tmp_path)!r}), {{'iterations': 2}})"
+    )
+    inside = f'mount -t tmpfs -o size=64k tmpfs /dev/shm && cd {ROOT} && exec {sys.executable} -c "$0"'
+    if os.geteuid() or subprocess.run(["unshare", "--mount", "true"]).returncode:
+        pytest.skip("a /dev/shm of its own is for root")
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", inside, code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 ELSEWHERE = {
+    "35_same_subject_two_folds": "test_cohort.test_35_same_subject_two_folds",
     "49_kill9_mid_checkpoint": "test_train.test_a_run_killed_at_twenty_random_steps_ends_with_the_same_bytes",
+    "52_nan_logits_one_window": (
+        "test_segment.test_a_network_that_is_not_finite_in_one_window_fails_that_scan_by_name_and_no_other"
+    ),
+    "53_label_voxels_flipped_same_header": "test_cohort.test_53_label_voxels_flipped_same_header",
+    "54_cache_after_image_changed": "test_preprocess.test_arrays_are_made_again_after_the_file_changed",
 }
 
 

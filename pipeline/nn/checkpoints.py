@@ -6,7 +6,9 @@ Every file is written whole, and loaded as plain tensors and numbers only, so th
 import fcntl
 import hashlib
 import json
+import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,23 +32,32 @@ class Model:
 
 
 def save_checkpoint(path: Path, key: str, state: dict[str, Any]) -> None:
+    """The one that is there stays beside it, for the disk may damage either."""
     with records.written_whole(path) as partial:
         torch.save({"key": key, **state}, partial)
+        if path.exists():
+            os.replace(path, previous_checkpoint(path))
+
+
+def previous_checkpoint(path: Path) -> Path:
+    return path.with_name(f"previous_{path.name}")
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """The state, or None when there is none, it is of other settings, or it is damaged (said so)."""
-    if not path.exists():
+    """The state, of the checkpoint before it where it is damaged (said so); None without either, or of other settings."""
+    for one in filter(Path.exists, (path, previous_checkpoint(path))):
+        try:
+            if damaged := zipfile.ZipFile(one).testzip():  # torch takes a flipped bit of a weight without a word
+                raise RuntimeError(f"{damaged} is not as it was written")
+            state: dict[str, Any] = torch.load(one, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, zipfile.BadZipFile) as error:
+            print(f"{one}: damaged ({error}), not used.", flush=True)
+            continue
+        if state["key"] == key:
+            return state
+        print(f"{one}: of other data or settings; training starts afresh.", flush=True)
         return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-        print(f"{path}: damaged ({error}); training starts afresh.", flush=True)
-        return None
-    if state["key"] != key:
-        print(f"{path}: of other data or settings; training starts afresh.", flush=True)
-        return None
-    return state
+    return None
 
 
 def training_key(plan: Plan, budget: Budget, settings: dict[str, Any], seed: tuple[int, int], data: list[str]) -> str:
