@@ -202,6 +202,7 @@ def test_the_page_describes_the_cohort_and_shows_cases_unlike_the_others() -> No
     assert EVIL not in section and "&lt;script&gt;alert(1)" in section
     assert "The 4 cases that are trained with" in section and "LAS (4)" in section
     assert "Cases of the test split: 1, " in section
+    assert '<div class="value">5</div>' in page and ", 1 of the test split kept apart" in page
     text = re.sub(r"<[^>]*>", "|", section)
     assert re.search(r"spacing along z\|+mm\|+2\.5\|+2\.5\|+2\.5\|", text)
     assert re.search(r"size along x\|+voxels\|+9\|+9\|+9\|", text)
