@@ -165,7 +165,7 @@ def large(scan: Path, form: str, device: str, threads: int) -> Measured:
     write_json(files.fingerprint, make_fingerprint(LARGE_LABELS))
     write_json(files.choice, {"for_new_scans": [CONFIGURATION]})
     write_json(files.inference(CONFIGURATION), asdict(Setting(window=1, overlap=0.5, mirror=False)))
-    settings = {"train_mirror": [], "memory_gib": 2, "uncertainty": False}
+    settings = {"train_mirror": [], "memory_gib": 2, "uncertainty": False, "asked": {}}
     begin = time.perf_counter()
     segment.main("large", str(scan), "0", json.dumps(settings), device=device, threads=threads)
     seconds = time.perf_counter() - begin
