@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import errors, phantoms, records
+from pipeline import errors, records
 from pipeline.config import DEMO
 from pipeline.errors import CohortError
 from pipeline.layouts.found import Wanted
@@ -27,6 +27,8 @@ def main(results: str, cohort: str, settings: str) -> None:
     wanted = json.loads(settings)
     place = Path(cohort)
     if cohort == DEMO:
+        from pipeline import phantoms  # takes scipy along, which no other cohort needs
+
         place = files.demo_scans
         phantoms.write_cohort(
             place, num_cases=DEMO_CASES, seed=wanted["seed"], modality="CT", has_values=wanted["task"] == "regression"
