@@ -17,7 +17,8 @@ from pipeline.regions import crossing, painted_values
 if TYPE_CHECKING:
     from jsonschema import ValidationError
 
-SCHEMA = yaml.safe_load((Path(__file__).parent / "config.schema.yaml").read_text())
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where it was built
+SCHEMA = yaml.load((Path(__file__).parent / "config.schema.yaml").read_text(), LOADER)
 DEMO = "demo"  # in place of a cohort's folder
 LOW_RESOLUTION = "3d_lowres"  # planned by a rule of its own, and left out where full resolution suffices
 CASCADE = "3d_cascade_fullres"

@@ -108,7 +108,7 @@ def preprocess_case(
     mask = read_labels_ras(previous)[0] if previous else None
     made = records.digests(save_prepared(prepare(channels, spacing_mm, plan, labels, mask), folder, plan))
     of_names = {path.name: digest for path, digest in made.items()}
-    records.write_json(folder / MADE_OF, {"made_of": made_of, "files": of_names})
+    records.write_json(folder / MADE_OF, {"made_of": made_of, "files": of_names}, is_durable=False)
     return made, True
 
 
@@ -121,9 +121,10 @@ def rules_of(plan: Plan) -> str:
 
 def kept_arrays(folder: Path, made_of: Mapping[str, str]) -> dict[Path, str]:
     """The sha256 of the arrays that are there; none if they were made of something else or are not as they were made."""
-    if not (folder / MADE_OF).exists():
+    try:
+        known = records.read_json(folder / MADE_OF)
+    except (FileNotFoundError, ValueError):  # also what a power cut left of it
         return {}
-    known = records.read_json(folder / MADE_OF)
     listed = {folder / name: digest for name, digest in known["files"].items()}
     is_same = known["made_of"] == made_of and all(path.exists() for path in listed)
     return listed if is_same and records.digests(listed) == listed else {}
@@ -219,10 +220,16 @@ def save_prepared(prepared: Prepared, folder: Path, plan: Plan) -> list[Path]:
         else:
             labelled = np.where(classes == len(plan.labels), records.BACKGROUND, classes)
         arrays |= {"classes": classes, "locations": foreground_locations(labelled)}
-    for name, array in arrays.items():
-        with records.written_whole(folder / f"{name}.npy") as partial_path, partial_path.open("wb") as handle:
+    for (
+        name,
+        array,
+    ) in arrays.items():  # their digests are asked for by all who read them: a flush of each would cost more
+        with (
+            records.written_whole(folder / f"{name}.npy", is_durable=False) as partial_path,
+            partial_path.open("wb") as handle,
+        ):
             np.save(handle, array)
-    records.write_json(folder / "placement.json", asdict(prepared.placement))
+    records.write_json(folder / "placement.json", asdict(prepared.placement), is_durable=False)
     return [*(folder / f"{name}.npy" for name in arrays), folder / "placement.json"]
 
 

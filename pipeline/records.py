@@ -121,22 +121,26 @@ class TrainingFacts:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error."""
+def written_whole(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    `is_durable`: flushed to disk first, which files need not be whose digest is asked for before they are used.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         yield partial
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
+        if is_durable:
+            with partial.open("rb") as handle:
+                os.fsync(handle.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, is_durable: bool = True) -> None:
     """Indented JSON; NaN and infinity are refused, for other readers cannot parse them."""
-    with written_whole(path) as partial:
+    with written_whole(path, is_durable=is_durable) as partial:
         partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 

@@ -211,6 +211,8 @@ def test_arrays_that_are_damaged_or_gone_are_made_again(tmp_path):
     assert preprocess_case(case, folder, plan=make_plan()) == (whole, True)
     (folder / "locations.npy").unlink()
     assert preprocess_case(case, folder, plan=make_plan()) == (whole, True)
+    (folder / "made_of.json").write_bytes(b"\0" * 100)
+    assert preprocess_case(case, folder, plan=make_plan()) == (whole, True)
 
 
 def test_intensities_of_the_cohort_matter_only_to_ct(tmp_path):

@@ -22,7 +22,7 @@ from pipeline.nn.networks import build_network
 from pipeline.plan import Plan, Width
 
 TIMED_STEPS = 3
-LONG_ENOUGH_S = 2.5
+LONG_ENOUGH_S = 1.5
 HOPELESS = 1.25  # times as slow as another form: more steps would not change that
 COMPILE_SHARE = 0.05  # of the budget, at most, for trying the compiler
 COMPILE_S = {"cpu": 60.0, "cuda": 60.0}  # about what compiling a U-Net takes
