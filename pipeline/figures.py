@@ -1,4 +1,4 @@
-"""Arrays and tables to the bytes of the report's figures, and the pictures that a training leaves behind.
+"""Scans, masks and patches to the bytes of the report's pictures, and those that a training leaves behind.
 
 Owner of the colours: one per label, the same in every figure and beside its name in the text. Opens no file, chooses no
 case, and leaves no state in matplotlib: every function draws on a figure of its own.
@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from matplotlib import colormaps, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -30,7 +27,6 @@ INK, FAINT = "#1f2933", "#c9d1d9"
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue
 GREY_PERCENTILES = (1.0, 99.5)  # of anything that is not CT
 MARGIN_MM, MARGIN_SHARE = 12.0, 0.3  # around the labels, the larger of both
-LARGEST_CURVE = 400  # points
 OVERLAY_SIZE_INCHES = (8.6, 3.6)  # at most
 REFERENCE_LINE: dict[str, Any] = {"linewidths": 3.2, "alpha": 0.5}
 PREDICTION_LINE: dict[str, Any] = {
@@ -48,7 +44,6 @@ Slice = NDArray[np.floating]  # (H, W)
 Masks = Sequence[NDArray[np.bool_]] | NDArray[np.bool_]  # of the labels of a slice, each (H, W)
 Picture = NDArray[np.uint8]  # (rows downwards, columns, RGB)
 Window = tuple[float, float]  # the values shown black and white
-Progress = Mapping[tuple[str, int], pd.DataFrame]  # by configuration and fold: progress.tsv of one training
 
 
 @dataclass(frozen=True)
@@ -139,7 +134,7 @@ def overlay(
         axes.set_axis_off()
         axes.set(xlim=extent_mm[:2], ylim=extent_mm[2:])
         left_mm += width_mm + gap_mm
-    return _bytes(figure, "jpeg", dpi=115)
+    return as_bytes(figure, "jpeg", dpi=115)
 
 
 def _slice(array: NDArray[Any], plane: Plane, centre: Sequence[int], box: Sequence[slice]) -> NDArray[Any]:
@@ -236,117 +231,8 @@ def as_jpeg(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def dsc_distribution(metrics: pd.DataFrame, colours: Mapping[str, str]) -> bytes:
-    """SVG: a box with every case as a point, per label and configuration; says so where there is no value.
-
-    Args:
-        metrics: columns configuration, label, name, dsc (NaN = no value).
-        colours: of every label, in the order to draw them.
-    """
-    configurations = list(dict.fromkeys(metrics["configuration"]))
-    names = dict(zip(metrics["label"], metrics["name"], strict=True))
-    num_rows = len(names) * (len(configurations) + 1)
-    figure = Figure(figsize=(9, 0.7 + 0.27 * num_rows), layout="constrained")
-    axes = figure.add_subplot()
-    ticks: list[tuple[int, str, bool]] = []
-    for label in [label for label in colours if label in names]:
-        ticks.append((len(ticks), names[label], True))
-        for configuration in configurations:
-            rows = metrics[(metrics["label"] == label) & (metrics["configuration"] == configuration)]
-            _box_with_points(axes, rows["dsc"].dropna().to_numpy(), len(ticks), colours[label])
-            ticks.append((len(ticks), configuration, False))
-    axes.set_yticks([y for y, _, _ in ticks], [text for _, text, _ in ticks], parse_math=False, color=INK)
-    for tick, (_, _, is_heading) in zip(axes.get_yticklabels(), ticks, strict=True):
-        tick.set_fontweight("bold" if is_heading else "normal")
-    lowest = metrics["dsc"].min()
-    low = 0.0 if not lowest > 0 else np.floor(lowest * 10) / 10
-    axes.set(
-        xlim=(low - 0.01, 1.01),
-        ylim=(len(ticks) - 0.5, -0.6),
-    )
-    axes.set_xlabel("DSC", fontsize=8, color=INK)
-    _sober(axes)
-    axes.tick_params(axis="y", length=0)
-    return _bytes(figure, "svg")
-
-
-def label_volumes(volumes_ml: Sequence[Mapping[str, float]], colours: Mapping[str, str]) -> bytes:
-    """SVG: the volume of each label as a box with every case that has it as a point, on a logarithmic axis.
-
-    Args:
-        volumes_ml: of each case by the name of the label; one above 0 at least.
-        colours: of every label by name, in the order to draw them.
-    """
-    figure = Figure(figsize=(9, 0.7 + 0.4 * len(colours)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda ml, _: f"{ml:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    for y, (name, colour) in enumerate(colours.items()):
-        _box_with_points(axes, np.array([own[name] for own in volumes_ml if own[name]]), y, colour)
-    axes.set_yticks(range(len(colours)), list(colours), parse_math=False, color=INK)
-    axes.set(ylim=(len(colours) - 0.4, -0.6))
-    axes.set_xlabel("ml", fontsize=8, color=INK)
-    _sober(axes)
-    axes.tick_params(axis="y", length=0)
-    return _bytes(figure, "svg")
-
-
-def _box_with_points(axes: Axes, values: NDArray[np.floating], y: int, colour: str) -> None:
-    if not len(values):
-        axes.text(
-            0.01, y, "no value", transform=axes.get_yaxis_transform(), color="#6b7280", va="center", style="italic"
-        )
-        return
-    spread = 0.24 * np.sin(2.4 * np.arange(len(values)))  # looks random, is not
-    axes.scatter(
-        values, y + spread, s=11, color=colour, alpha=0.65, edgecolors=INK, linewidths=0.2, rasterized=len(values) > 200
-    )
-    line = {"color": INK, "linewidth": 1}
-    axes.boxplot(
-        [values], positions=[y], orientation="horizontal", widths=0.62, showfliers=False, manage_ticks=False,
-        boxprops=line, whiskerprops=line, capprops=line, medianprops=line | {"linewidth": 2},
-    )  # fmt: skip
-
-
-def learning_curves(progress: Progress) -> bytes:
-    """SVG: per configuration the losses and, if it was ever measured, the validation DSC over the steps, one colour per fold.
-
-    Args:
-        progress: not empty; columns step, train_loss, validation_loss, validation_dsc, NaN = not measured.
-    """
-    configurations = list(dict.fromkeys(configuration for configuration, _ in progress))
-    folds = sorted({fold for _, fold in progress})
-    colours = dict(zip(folds, colormaps["cividis"](np.linspace(0, 0.85, len(folds))), strict=True))
-    figure = Figure(figsize=(9, 0.5 + 2.1 * len(configurations)), layout="constrained")
-    has_dsc = any(table["validation_dsc"].notna().any() for table in progress.values())
-    titles = ("loss", "validation DSC") if has_dsc else ("loss",)
-    panels = figure.subplots(len(configurations), len(titles), squeeze=False)
-    for (configuration, fold), table in progress.items():
-        row = panels[configurations.index(configuration)]
-        for axes, column, style in (
-            (row[0], "train_loss", ":"),
-            (row[0], "validation_loss", "-"),
-            *([(row[1], "validation_dsc", "-")] if has_dsc else []),
-        ):
-            curve = table[["step", column]].dropna()
-            curve = curve.iloc[:: max(1, len(curve) // LARGEST_CURVE)]
-            marker = "o" if len(curve) == 1 else None
-            axes.plot(curve["step"], curve[column], style, color=colours[fold], linewidth=1.3, marker=marker)
-    for configuration, row in zip(configurations, panels, strict=True):
-        for axes, title in zip(row, titles, strict=True):
-            axes.set_title(f"{configuration}: {title}", parse_math=False)
-            axes.title.set(fontsize=9, color=INK)
-            axes.set_xlabel("step", fontsize=8)
-            _sober(axes)
-    styles = [Line2D([], [], color=INK, linestyle=":", label="training"), Line2D([], [], color=INK, label="validation")]
-    folds_shown = [Line2D([], [], color=colour, linewidth=3, label=f"fold {fold}") for fold, colour in colours.items()]
-    figure.legend(handles=[*styles, *folds_shown], loc="outside lower center", ncols=8, frameon=False, fontsize=8)
-    return _bytes(figure, "svg")
-
-
-def _sober(axes: Axes) -> None:
+def sober(axes: Axes) -> None:
+    """A faint grid, and as few lines and as small letters as do."""
     axes.grid(axis="both", color=FAINT, linewidth=0.5)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
@@ -354,7 +240,7 @@ def _sober(axes: Axes) -> None:
     axes.tick_params(labelsize=8, colors=INK)
 
 
-def _bytes(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
+def as_bytes(figure: Figure, kind: str, *, dpi: int = 150) -> bytes:
     options: dict[str, Any] = {"svg": {"metadata": {"Date": None}}, "jpeg": {"pil_kwargs": JPEG}}
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "report"}):  # same input, same bytes

@@ -22,7 +22,7 @@ from pipeline.paths import Results
 from pipeline.plan import digest
 from pipeline.records import Case, Cohort, TrainingFacts
 from pipeline.report import __main__ as stage
-from pipeline.report import pictures, scores, stages
+from pipeline.report import pictures, plots, scores, stages
 from tests.checked import write_checked
 
 SHAPE = (9, 11, 13)
@@ -150,14 +150,14 @@ def test_the_page_needs_nothing_else_and_is_well_formed() -> None:
     assert not re.search(r"(src|href)=\"(?!data:|#)|@import|url\(", page)
     tags = Tags(page)
     assert not tags.open
-    assert len(tags.images) == 3 + 2 + 3 and all(image["alt"] for image in tags.images)
+    assert len(tags.images) == 4 + 2 + 3 and all(image["alt"] for image in tags.images)
     assert len(page) < 3e6
 
 
 def test_the_page_says_the_mean_and_interval_of_each_configuration() -> None:
     files = make_run(["2d", "3d", "ensemble"], {1: "liver", 4: "spleen"}, [1, 4])
     page = page_of(files, title="My livers")
-    assert "<h1>My livers</h1>" in page and "cases in, none refused" in page
+    assert "<h1>My livers</h1>" in page and "found = 4 scored" in page
     for row in records.read_table(files.summary):
         low, high = float(row["dsc_low"]), float(row["dsc_high"])
         assert f"{float(row['dsc']):.3f}" in page and f"{low:.3f}–{high:.3f}" in page
@@ -174,7 +174,7 @@ def test_the_page_and_the_summary_count_the_cases_that_were_dropped() -> None:
     assert {row["n_dropped"] for row in records.read_table(files.summary)} == {"1"}
     page = page_of(files)
     assert '<div class="value">5</div>' in page
-    assert '<span class="alarm">1 refused and dropped</span>, 4 trained with' in page
+    assert '+ <span class="alarm">1 dropped by the check</span>' in page
 
 
 def test_the_page_says_what_was_cleaned_and_how_much_better_the_naive_choice_would_have_looked() -> None:
@@ -202,7 +202,7 @@ def test_the_page_describes_the_cohort_and_shows_cases_unlike_the_others() -> No
     assert EVIL not in section and "&lt;script&gt;alert(1)" in section
     assert "The 4 cases that are trained with" in section and "LAS (4)" in section
     assert "Cases of the test split: 1, " in section
-    assert '<div class="value">5</div>' in page and ", 1 of the test split kept apart" in page
+    assert '<div class="value">5</div>' in page and "+ 1 of the test split kept apart" in page
     text = re.sub(r"<[^>]*>", "|", section)
     assert re.search(r"spacing along z\|+mm\|+2\.5\|+2\.5\|+2\.5\|", text)
     assert re.search(r"size along x\|+voxels\|+9\|+9\|+9\|", text)
@@ -263,11 +263,36 @@ def test_the_page_says_what_every_training_did_with_its_budget() -> None:
     assert page.count("why &lt;script&gt;") == 2, "once per configuration"
 
 
+def test_every_case_that_was_found_is_accounted_for() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1], num_cases=7)
+    cases = records.read_cases(files.checked_cases)
+    metrics = scores.read_frame(files.metrics)
+    metrics = metrics[metrics["case"].isin(["case_0", "case_4"])]
+    problems = [{"severity": "refuse", "case": case.case} for case in cases[5:]]
+    counts = scores.count_cases(cases[:5], [*problems, *problems, {"severity": "warn", "case": "case_0"}], metrics)
+    found = {key: counts[key] for key in ("found", "dropped", "not_run", "failed", "scored", "warn")}
+    assert found == {"found": 7, "dropped": 2, "not_run": 2, "failed": 1, "scored": 2, "warn": 1}
+    assert counts["found"] == sum(counts[key] for key in ("dropped", "not_run", "failed", "scored"))
+
+
+def test_limits_of_agreement_are_those_of_bland_and_altman() -> None:
+    columns = {"label": "1", "name": "liver", "status": ["ok", "ok", "missed", "absent_ok"]}
+    metrics = pd.DataFrame({**columns, "reference_ml": [10.0, 20, 3, 0], "prediction_ml": [11.0, 18, 0, 0]})
+    (row,) = scores.volume_limits(metrics)
+    difference = np.array([1.0, -2, -3])
+    assert row["n"] == 3 and row["bias_ml"] == pytest.approx(difference.mean())
+    assert row["high_ml"] - row["low_ml"] == pytest.approx(2 * 1.96 * difference.std(ddof=1))
+    (alone,) = scores.volume_limits(metrics[:1])
+    assert alone["bias_ml"] == 1 and math.isnan(alone["low_ml"])
+    assert b"<svg" in plots.volume_agreement(metrics, {"1": (1.0, math.nan, math.nan)}, {"1": "#ff0000"})
+
+
 def test_alarms_of_a_training_are_said_with_their_fold() -> None:
     files = make_run(["2d"], {1: "liver"}, [1])
     records.write_facts(files.training_facts("2d", 1), facts(alarms=(f"label {EVIL} was never predicted",)))
     page = page_of(files)
     assert '<span class="alarm">Fold 1: label &lt;script&gt;' in page and "Fold 0:" not in page
+    assert "<li>2d, fold 1: label &lt;script&gt;alert(1)&lt;/script&gt; was never predicted.</li>" in page, "at the top"
 
 
 def test_facts_of_a_training_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -466,7 +491,7 @@ def test_the_same_results_give_the_same_figures() -> None:
     table = pd.DataFrame(
         {"step": [1, 2], "train_loss": [1, 0.5], "validation_loss": [1, 2], "validation_dsc": [0, 0.5]}
     )
-    first, second = (figures.learning_curves({("2d", 0): table}) for _ in range(2))
+    first, second = (plots.learning_curves({("2d", 0): table}) for _ in range(2))
     assert first == second
 
 
@@ -474,8 +499,8 @@ def test_learning_curves_have_no_panel_of_a_dsc_that_nobody_measured() -> None:
     table = pd.DataFrame(
         {"step": [1, 2], "train_loss": [1, 0.5], "validation_loss": [1, 2], "validation_dsc": math.nan}
     )
-    of_values = figures.learning_curves({("2d", 0): table})
-    of_labels = figures.learning_curves({("2d", 0): table.assign(validation_dsc=0.5), ("3d", 0): table})
+    of_values = plots.learning_curves({("2d", 0): table})
+    of_labels = plots.learning_curves({("2d", 0): table.assign(validation_dsc=0.5), ("3d", 0): table})
     assert (b"2d: loss" in of_values, b"validation DSC" in of_values) == (True, False)
     assert b"3d: validation DSC" in of_labels
 

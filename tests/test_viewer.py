@@ -28,7 +28,7 @@ def test_volumes_come_back_as_they_were_with_the_scan_in_256_greys() -> None:
     rng = np.random.default_rng(0)
     volume = rng.normal(size=SHAPE).astype(np.float32)
     labels = rng.integers(0, 3, (2, *SHAPE))
-    content = viewer.encoded(volume, *labels, spacing_mm=(0.7, 1.0, 2.5), is_ct=False)
+    content = viewer.encoded(volume, *labels, spacing_mm=(0.7, 1.0, 2.5), in_hu=False)
     image = decoded(content["image"])
     assert image.header.get_zooms() == pytest.approx((0.7, 1.0, 2.5))
     greys = np.asarray(image.dataobj)
@@ -53,7 +53,7 @@ def test_a_large_scan_is_thinned_along_its_fine_axes_first() -> None:
 
 def test_a_scan_of_nothing_but_nan_is_black() -> None:
     nothing = np.full(SHAPE, np.nan, np.float32)
-    content = viewer.encoded(nothing, *np.zeros((2, *SHAPE), np.int32), spacing_mm=(1, 1, 1), is_ct=True)
+    content = viewer.encoded(nothing, *np.zeros((2, *SHAPE), np.int32), spacing_mm=(1, 1, 1), in_hu=True)
     assert not np.asarray(decoded(content["image"]).dataobj).any()
 
 

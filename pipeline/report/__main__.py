@@ -15,7 +15,7 @@ from pipeline.evaluate import ENSEMBLE, MEAN
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
-from pipeline.report import pictures, scores, stages, viewer
+from pipeline.report import pictures, plots, scores, stages, viewer
 from pipeline.report.cohort import cohort_rows
 from pipeline.report.pictures import as_source
 from pipeline.report.provenance import provenance
@@ -34,6 +34,8 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
     headline = scores.headline_configuration(summary)
     trained = [name for name in dict.fromkeys(metrics["configuration"]) if name != ENSEMBLE]
     folds = sorted(int(fold) for fold in metrics["fold"].unique())
+    trainings = stages.training_rows(files, trained, folds)
+    skips = {name: stages.skip_summary(files, name, folds) for name in trained}
     progress = stages.read_progress(files, trained, folds)
     if cohort.is_regression:
         of_task = page_of_values(metrics, summary, headline)
@@ -50,12 +52,13 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
         "counts": scores.count_cases(cases, problems, metrics),
         "num_resamples": NUM_RESAMPLES,
         "seen": pictures.augmented_pictures(files, trained, folds),
-        "curves": as_source(figures.learning_curves(progress), "svg+xml") if progress else None,
-        "trainings": stages.training_rows(files, trained, folds),
+        "curves": as_source(plots.learning_curves(progress), "svg+xml") if progress else None,
+        "trainings": trainings,
         "silent": records.SILENT,
-        "skips": {name: stages.skip_summary(files, name, folds) for name in trained},
+        "skips": skips,
         "num_case_rows": int((metrics["configuration"] == headline).sum()),
         "plans": {name: stages.plan_rows(records.read_json(files.plan(name))) for name in trained},
+        "warnings": stages.warnings(trainings, skips),
         "plan_notes": stages.plan_notes(files, trained, json.loads(config)),
         "inference": {name: stages.read_inference(files, name) for name in trained},
         "choice": stages.read_choice(files, cohort) if files.choice.exists() else None,
@@ -72,7 +75,7 @@ def page_of_cohort(files: Results, cohort: Cohort, cases: Sequence[Case], proble
     volumes = [row["volumes_ml"] for row in fingerprint["cases"] if "volumes_ml" in row]
     colours = figures.label_colours([target.name for target in cohort.targets])
     has_any = any(volume for own in volumes for volume in own.values())
-    drawn = as_source(figures.label_volumes(volumes, colours), "svg+xml") if has_any else None
+    drawn = as_source(plots.label_volumes(volumes, colours), "svg+xml") if has_any else None
     num_test = len(records.read_cases(files.test_cases)) if files.test_cases.exists() else 0
     return {**cohort_rows(fingerprint, cases, cohort, problems), "figure": drawn, "num_test": num_test}
 
@@ -94,6 +97,8 @@ def page_of_labels(
     of_headline = metrics[metrics["configuration"] == headline]
     shown = scores.choose_cases(of_headline, num_cases)
     scored = [case for case in cases if case.case in set(of_headline["case"])]
+    volumes = scores.volume_limits(of_headline)
+    limits = {row["label"]: (row["bias_ml"], row["low_ml"], row["high_ml"]) for row in volumes}
     inside = viewer.store(files, scored, cohort, headline, threads=threads)
     return {
         "means": summary[summary["label"] == MEAN].to_dict("records"),
@@ -102,7 +107,10 @@ def page_of_labels(
         "colours": colours,
         "tolerance_mm": metrics["tolerance_mm"].iloc[0],
         "slack_mm": TOLERANCE_SLACK_MM,
-        "distribution": as_source(figures.dsc_distribution(drawn, colours), "svg+xml"),
+        "distribution": as_source(plots.dsc_distribution(drawn, colours), "svg+xml"),
+        "volumes": volumes,
+        "panels": plots.LARGEST_PANELS,
+        "agreement": as_source(plots.volume_agreement(of_headline, limits, colours), "svg+xml") if volumes else None,
         "is_all_drawn": len(drawn) == len(metrics),
         "overlays": [pictures.draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
         "case_rows": scores.case_rows(metrics, headline)[:LARGEST_TABLE],

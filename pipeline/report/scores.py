@@ -72,12 +72,22 @@ def choose_cases(metrics: pd.DataFrame, cases: int) -> list[Shown]:
 
 
 def count_cases(cases: Sequence[Case], problems: Sequence[Mapping[str, str]], metrics: pd.DataFrame) -> dict[str, int]:
-    """`cases` are those that were not dropped."""
+    """Where every case has gone: `found` is the sum of `scored`, `dropped`, `not_run` and `failed`.
+
+    Args:
+        cases: that were not dropped.
+    """
+    dropped = {one["case"] for one in problems if one["severity"] == "refuse"}
+    folds, scored = {int(fold) for fold in metrics["fold"]}, set(metrics["case"])
+    in_folds = {one.case for one in cases if one.fold in folds}
     return {
+        "found": len(cases) + len(dropped),
+        "dropped": len(dropped),
+        "not_run": len(cases) - len(in_folds),
+        "failed": len(in_folds - scored),
+        "scored": len(scored),
         "cases": len(cases),
         "subjects": len({one.subject for one in cases}),
-        "scored": metrics["case"].nunique(),
-        "dropped": len({one["case"] for one in problems if one["severity"] == "refuse"}),
         **{severity: sum(one["severity"] == severity for one in problems) for severity in ("fix", "warn")},
     }
 
@@ -96,6 +106,22 @@ def result_rows(summary: pd.DataFrame, compared: Mapping[str, tuple[Any, str]] =
                 and number(row[column], form) == number(end(part[column].dropna(), default=None), form) != "–"
             }
             rows.append({**{str(key): value for key, value in row.items()}, "best": best})
+    return rows
+
+
+def volume_limits(metrics: pd.DataFrame) -> list[Row]:
+    """Per label of one configuration how far volumes differ: the mean, mask minus reference, and where 95 % of cases lie.
+
+    Labels absent from both masks are left out; of fewer than two cases there are no limits (NaN).
+    Source: Bland and Altman 1986, limits of agreement: mean ± 1.96 standard deviations of the differences.
+    """
+    rows: list[Row] = []
+    present = metrics[metrics["status"] != "absent_ok"]
+    for label, part in present.groupby("label", sort=False):
+        difference_ml = part["prediction_ml"] - part["reference_ml"]
+        mean_ml, half_ml = difference_ml.mean(), 1.96 * difference_ml.std()  # one case: NaN
+        limits = {"bias_ml": mean_ml, "low_ml": mean_ml - half_ml, "high_ml": mean_ml + half_ml}
+        rows.append({"label": label, "name": part["name"].iloc[0], "n": len(part), **limits})
     return rows
 
 

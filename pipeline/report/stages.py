@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import figures, records
+from pipeline import records
 from pipeline.choice import operations_from_json
 from pipeline.paths import Results
 from pipeline.plan import DIGEST, is_edited
 from pipeline.records import Cohort, TrainingFacts
+from pipeline.report.plots import Progress
 from pipeline.report.scores import Row, read_frame
 
 SIZES = {"spacing_mm", "median_shape", "patch_size", "strides", "kernels"}  # of a plan: one number per axis
 
 
-def read_progress(files: Results, configurations: Sequence[str], folds: Sequence[int]) -> figures.Progress:
+def read_progress(files: Results, configurations: Sequence[str], folds: Sequence[int]) -> Progress:
     """What the trainings wrote down; without those that wrote nothing."""
     paths = {(name, fold): files.progress(name, fold) for name in configurations for fold in folds}
     tables = {key: read_frame(path) for key, path in paths.items() if path.exists()}
@@ -54,6 +55,18 @@ def skip_summary(files: Results, configuration: str, folds: Sequence[int]) -> Ro
 def read_skips(path: Path) -> list[Row]:
     numbers = {"channels": int, "dead_channels": int, "mean_abs": float, "effect": float}
     return [{key: numbers.get(key, str)(value) for key, value in row.items()} for row in records.read_table(path)]
+
+
+def warnings(trainings: Mapping[str, Mapping[int, TrainingFacts]], skips: Mapping[str, Row | None]) -> list[str]:
+    """What somebody should know before they trust the networks."""
+    alarms = [
+        f"{name}, fold {fold}: {alarm}."
+        for name, part in trainings.items()
+        for fold, facts in part.items()
+        for alarm in facts.alarms
+    ]
+    unused = {name: len(one["others"]) for name, one in skips.items() if one and one["others"]}
+    return [*alarms, *(f"{name}: {num} skip connections are dead or silent." for name, num in unused.items())]
 
 
 def read_inference(files: Results, configuration: str) -> Row | None:

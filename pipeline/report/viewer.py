@@ -21,6 +21,7 @@ from tqdm.contrib.concurrent import process_map
 
 from pipeline import figures
 from pipeline.images import Spacing, Volume, read_labels_ras, read_ras
+from pipeline.intensity import is_ct
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 from pipeline.report.scores import Row, lowest, number
@@ -66,23 +67,24 @@ def words(score: Row) -> str:
 def save_case(case: Case, *, files: Results, cohort: Cohort, configuration: str) -> int:
     """Write the script of one case, and say how many bytes it has."""
     path = files.report_case(case.case)
-    is_ct = cohort.channels[min(cohort.channels)].lower() == "ct"
     volume, grid = read_ras(case.channels[0])
     assert case.label is not None, case
     reference = as_painted(read_labels_ras(case.label)[0], cohort)
     prediction = read_labels_ras(files.mask(configuration, case.case))[0]
-    content = encoded(volume, reference, prediction, spacing_mm=grid.spacing_mm, is_ct=is_ct)
+    content = encoded(
+        volume, reference, prediction, spacing_mm=grid.spacing_mm, in_hu=is_ct(cohort.channels[min(cohort.channels)])
+    )
     path.write_text(f"receiveCase({json.dumps({'case': case.case, **content})});\n")
     return path.stat().st_size
 
 
 def encoded(
-    volume: Volume, reference: NDArray[np.integer], prediction: NDArray[np.integer], *, spacing_mm: Spacing, is_ct: bool
+    volume: Volume, reference: NDArray[np.integer], prediction: NDArray[np.integer], *, spacing_mm: Spacing, in_hu: bool
 ) -> Row:
     """Three (I, J, K) arrays in RAS order as text, thinned to what a browser can hold; the scan in 256 greys."""
     step = thinning(volume.shape, spacing_mm)
     thin = tuple(slice(None, None, every) for every in step)
-    low, high = figures.grey_window(volume, is_ct=is_ct)
+    low, high = figures.grey_window(volume, is_ct=in_hu)
     greys = (np.nan_to_num((volume[thin] - low) / (high - low)).clip(0, 1) * 255).round().astype(np.uint8)
     shown_mm = [every * mm for every, mm in zip(step, spacing_mm, strict=True)]
     volumes = {"image": greys, "reference": reference[thin], "prediction": prediction[thin]}
