@@ -40,7 +40,7 @@ def find_scans(place: Path, num_channels: int, converted: Callable[[str], Path])
         CohortError: no scan at all.
     """
     if place.suffix == ".tsv":
-        return [Scan(case) for case in records.read_cases(place)]
+        return [Scan(replace(case, fold=0)) for case in records.read_cases(place)]  # as all new scans
     if place.is_file():
         return [_scan(_case_id(place, num_channels), [place], num_channels, label=None)]
     for part in IMAGE_FOLDERS:
