@@ -324,10 +324,10 @@ rule segment:
     params:
         results=run.name,
         shards=run.config["segment"]["shards"],
-        tolerance_mm=run.config["evaluate"]["tolerance_mm"],
+        settings=run.settings("evaluate"),
     shell:
         "python -m pipeline.segment_tables --results {params.results:q} --shards {params.shards}"
-        " --tolerance-mm {params.tolerance_mm} 2>&1 | tee {log:q}"
+        " --settings {params.settings:q} 2>&1 | tee {log:q}"
 
 
 rule export:

@@ -72,12 +72,13 @@ def read_outcome(path: Path) -> Outcome | None:
     return outcome
 
 
-def main(results: str, shards: int, tolerance_mm: float) -> None:
+def main(results: str, shards: int, settings: str) -> None:
+    """settings is JSON: what `evaluate` is asked to measure."""
     files = Results(results)
     cases = [case for shard in range(shards) for case in records.read_cases(files.segment_shard(shard))]
     outcomes = {case: outcome_of(case, files) for case in sorted(cases, key=lambda case: case.case)}
     write_tables(outcomes, files)
-    score(outcomes, files, tolerance_mm)
+    score(outcomes, files, settings)
     show(outcomes, files)
     if failed := [case.case for case, outcome in outcomes.items() if outcome.status == "failed"]:
         raise CohortError(
@@ -121,7 +122,7 @@ def case_row(case: Case, outcome: Outcome) -> dict[str, object]:
     }
 
 
-def score(outcomes: dict[Case, Outcome], files: Results, tolerance_mm: float) -> None:
+def score(outcomes: dict[Case, Outcome], files: Results, settings: str) -> None:
     """Measures of the masks with labels; without any, the tables of an earlier run go."""
     metrics, summary = files.segment / "metrics.tsv", files.segment / "summary.tsv"
     labelled = [case for case, outcome in outcomes.items() if case.label and outcome.has_sound_label]
@@ -130,10 +131,11 @@ def score(outcomes: dict[Case, Outcome], files: Results, tolerance_mm: float) ->
         summary.unlink(missing_ok=True)
         return
     cohort = records.read_cohort(files.cohort)
+    wanted = evaluate.read_wanted(settings, cohort)
     scores: evaluate.Scores = []
     for case in tqdm(labelled, desc="score", mininterval=5):
         masks = {"segment": files.segmented(case.case)}
-        scores += evaluate.score_case(case, masks, cohort=cohort, tolerance_mm=tolerance_mm)
+        scores += evaluate.score_case(case, masks, cohort=cohort, wanted=wanted)
     evaluate.write_tables(metrics, summary, scores)
     print(f"{len(labelled)} masks scored against their labels in {metrics}")
 

@@ -3,13 +3,13 @@
 Knows neither files nor what a measure means.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from pipeline.images import Segmentation
-from pipeline.records import BACKGROUND, Cohort
+from pipeline.records import BACKGROUND, Cohort, Target
 from pipeline.regions import paint
 
 Measured = TypeVar("Measured")
@@ -24,14 +24,18 @@ def as_painted(reference: Segmentation, cohort: Cohort) -> Segmentation:
 
 
 def per_target(
-    measure: Callable[..., list[Measured]], reference: Segmentation, prediction: Segmentation, cohort: Cohort
+    measure: Callable[..., list[Measured]],
+    reference: Segmentation,
+    prediction: Segmentation,
+    cohort: Cohort,
+    targets: Sequence[Target],
 ) -> list[Measured]:
-    """What `measure(reference, prediction, labels=...)` finds for each target, in their order.
+    """What `measure(reference, prediction, labels=...)` finds for each of the cohort's targets asked for, in their order.
 
     Where the reference has the ignore label, both are background.
     """
     is_ignored = reference == cohort.ignore_label  # nowhere if there is none
     both = [np.where(is_ignored, BACKGROUND, array) for array in (reference, prediction)]
     if not cohort.regions:
-        return measure(*both, labels=list(cohort.foreground))
-    return [measure(*(np.isin(array, one.values) for array in both), labels=[1])[0] for one in cohort.targets]
+        return measure(*both, labels=[target.painted for target in targets])
+    return [measure(*(np.isin(array, one.values) for array in both), labels=[1])[0] for one in targets]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ import pytest
 
 from pipeline import evaluate, records
 from pipeline.bootstrap import draw_cases
-from pipeline.errors import CohortError, ImageError
-from pipeline.evaluate import Score, measure_case, summarise
+from pipeline.errors import CohortError, ConfigError, ImageError
+from pipeline.evaluate import Wanted, measure_case
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
+from pipeline.summary import LESION_SHARES, SUMMARY_COLUMNS, Score, summarise
 from tests.checked import write_checked
 
 SHAPE = (9, 11, 13)
 SPACING_MM = (0.7, 1.0, 2.5)
 LABELS = {0: "background", 1: "liver", 4: "spleen"}
 COHORT = Cohort("tiny", "table", LABELS, {0: "CT"})
+
+
+ASKED_FOR = re.compile("lesion_|sq|pq|.*_voxel")
 
 
 def score(case: str, label: int, dsc: float | None, **changes: Any) -> Score:
@@ -43,6 +48,10 @@ def score(case: str, label: int, dsc: float | None, **changes: Any) -> Score:
         reference_ml=3.0,
         prediction_ml=2.0,
         volume_difference_ml=-1.0,
+        volume_difference_relative=-1 / 3,
+        iou=dsc,
+        sensitivity=dsc,
+        precision=dsc,
         diagonal_mm=100.0,
         subject=case,
     )
@@ -67,6 +76,33 @@ def test_a_missed_label_never_improves_a_headline_number() -> None:
     assert after["hd95_mm"] == pytest.approx(1.0), "over defined cases, said so by n_missed"
     assert after["hd95_worst_mm"] == pytest.approx((1 + 100) / 2) and after["n_missed"] == 1
     assert after["hd95_worst_mm"] > before["hd95_worst_mm"]
+
+
+def test_emptying_a_prediction_never_improves_a_headline_number(tmp_path: Path) -> None:
+    """Any label of any case that the reference has: no mean that a report leads with gets better."""
+    rng = np.random.default_rng(0)
+    wanted = Wanted(1.0, True, tuple(COHORT.targets))
+    by_case: dict[str, dict[str, list[Score]]] = {}
+    for case in "abc":
+        reference = rng.choice([0, 1, 4], SHAPE, p=[0.7, 0.2, 0.1])
+        prediction = np.where(rng.random(SHAPE) < 0.7, reference, rng.choice([0, 1, 4], SHAPE))
+        predictions = {"before": prediction, "1": prediction * (prediction != 1), "4": prediction * (prediction != 4)}
+        one = Case(case, case, 0, write_labels(tmp_path / f"{case}.nii.gz", reference), ())
+        masks = {name: write_labels(tmp_path / name / f"{case}.nii.gz", mask) for name, mask in predictions.items()}
+        scores = measure_case(one, masks, cohort=COHORT, wanted=wanted)
+        by_case[case] = {
+            name: [replace(one, configuration="2d") for one in scores if one.configuration == name] for name in masks
+        }
+    before = summarise([score for case in by_case.values() for score in case["before"]])
+    for emptied, label in ((case, label) for case in by_case for label in ("1", "4")):
+        after = summarise(
+            [score for case in by_case for score in by_case[case][label if case == emptied else "before"]]
+        )
+        for row, other in zip(before, after, strict=True):
+            for name in ("dsc", "nsd", "iou", "sensitivity", "precision", "nsd_voxel", *LESION_SHARES):
+                assert float(str(other[name])) <= float(str(row[name])) + 1e-12, name
+            for name in ("hd95_worst_mm", "hd_worst_mm", "assd_worst_mm", "hd95_voxel_worst_mm"):
+                assert float(str(other[name])) >= float(str(row[name])) - 1e-12, name
 
 
 def test_a_label_without_any_value_has_no_mean_and_stays_out_of_the_mean_over_labels() -> None:
@@ -162,9 +198,38 @@ def test_a_run_leaves_one_row_per_configuration_case_and_label(run: Results) -> 
     assert float(missed["volume_difference_ml"]) == pytest.approx(-2 * 5 * 6 * 1.75 / 1000)
     assert float(missed["diagonal_mm"]) == pytest.approx(math.hypot(9 * 0.7, 11, 13 * 2.5), rel=1e-5)
     summary = {(row["configuration"], row["label"]): row for row in records.read_table(run.summary)}
-    assert list(summary["2d", "1"]) == list(evaluate.SUMMARY_COLUMNS)
+    assert list(summary["2d", "1"]) == [one for one in SUMMARY_COLUMNS if not ASKED_FOR.match(one)]
     assert [float(summary[name, "mean"]["dsc"]) for name in ("2d", "3d")] == pytest.approx([1, (1 + 2 / 3) / 2])
     assert summary["3d", "4"]["n_missed"] == "1"
+
+
+def test_lesions_are_counted_for_the_labels_asked_for(run: Results) -> None:
+    settings = {"tolerance_mm": 2, "lesions": [4], "voxel_edges": True}
+    evaluate.main(run.name, "2d,3d", "0,1", json.dumps(settings))
+    rows = {(row["configuration"], row["case"], row["label"]): row for row in records.read_table(run.metrics)}
+    assert (rows["2d", "a", "1"]["lesion_tp"], rows["2d", "a", "1"]["pq"]) == ("", "")
+    assert (rows["2d", "a", "4"]["lesion_tp"], rows["2d", "a", "4"]["pq"]) == ("1", "1")
+    assert (rows["3d", "c", "4"]["lesion_fn"], rows["3d", "c", "4"]["lesion_f1"]) == ("1", "0")
+    assert (rows["2d", "a", "1"]["nsd_voxel"], rows["2d", "a", "1"]["hd95_voxel_mm"]) == ("1", "0")
+    summary = {(row["configuration"], row["label"]): row for row in records.read_table(run.summary)}
+    assert list(summary["3d", "4"]) == list(SUMMARY_COLUMNS)
+    assert [summary["3d", "4"][name] for name in ("lesion_tp", "lesion_fp", "lesion_fn")] == ["2", "0", "1"]
+    assert [summary["3d", "1"][name] for name in ("lesion_tp", "lesion_f1", "lesion_f1_low")] == ["", "", ""]
+    assert float(summary["3d", "mean"]["lesion_f1"]) == pytest.approx(2 / 3, abs=1e-6)
+    assert float(summary["3d", "4"]["lesion_fp_per_case"]) == 0
+
+
+def test_lesions_of_all_labels_and_of_regions() -> None:
+    assert evaluate.read_wanted('{"tolerance_mm": 2, "lesions": "all"}', COHORT).lesions == (*COHORT.targets,)
+    regions = replace(COHORT, regions={"both": [1, 4], "spleen": [4]})
+    (spleen,) = evaluate.read_wanted('{"tolerance_mm": 2, "lesions": ["spleen"]}', regions).lesions
+    assert spleen.name == "spleen"
+
+
+def test_lesions_of_a_label_that_the_cohort_lacks_are_refused() -> None:
+    message = r"evaluate.lesions: 7 is none of the cohort's labels or regions, 1 \(liver\), 4 \(spleen\)"
+    with pytest.raises(ConfigError, match=message):
+        evaluate.read_wanted('{"tolerance_mm": 2, "lesions": [4, 7]}', COHORT)
 
 
 def test_only_the_cases_of_the_given_folds_are_scored(run: Results) -> None:
@@ -201,7 +266,7 @@ def test_a_flipped_file_is_measured_in_the_patients_axes(tmp_path: Path) -> None
     reference = write_labels(tmp_path / "reference.nii.gz", phantom())
     mask = write_labels(tmp_path / "mask.nii.gz", phantom()[::-1, ::-1], flipped)
     case = Case("a", "a", 0, reference, ())
-    assert [one.dsc for one in measure_case(case, {"2d": mask}, cohort=COHORT, tolerance_mm=2)] == [1, 1]
+    assert [one.dsc for one in measure_case(case, {"2d": mask}, cohort=COHORT, wanted=Wanted(2))] == [1, 1]
 
 
 def test_voxels_of_the_ignore_label_are_measured_as_background_in_both(tmp_path: Path) -> None:
@@ -209,7 +274,7 @@ def test_voxels_of_the_ignore_label_are_measured_as_background_in_both(tmp_path:
     reference[:, :5], prediction[:, :5] = 9, 1
     case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", reference), ())
     mask = write_labels(tmp_path / "mask.nii.gz", prediction)
-    found = measure_case(case, {"2d": mask}, cohort=replace(COHORT, ignore_label=9), tolerance_mm=2)
+    found = measure_case(case, {"2d": mask}, cohort=replace(COHORT, ignore_label=9), wanted=Wanted(2))
     assert {one.dsc for one in found} == {1}
     voxel_ml = float(np.prod(SPACING_MM)) / 1000
     for one in found:
@@ -221,7 +286,7 @@ def test_regions_are_measured_under_their_names_over_all_their_labels(tmp_path: 
     case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", phantom()), ())
     mask = write_labels(tmp_path / "mask.nii.gz", np.minimum(phantom(), 1))
     cohort = replace(COHORT, regions={"both": [1, 4], "spleen": [4]})
-    both, spleen = measure_case(case, {"2d": mask}, cohort=cohort, tolerance_mm=2)
+    both, spleen = measure_case(case, {"2d": mask}, cohort=cohort, wanted=Wanted(2))
     assert (both.label, both.name, both.status, both.dsc) == ("both", "both", "ok", 1)
     assert (spleen.label, spleen.status, spleen.dsc) == ("spleen", "missed", 0)
     assert [row["label"] for row in summarise([both, spleen])] == ["both", "spleen", "mean"]
@@ -231,7 +296,7 @@ def test_a_mask_of_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> 
     case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", phantom()), ())
     mask = write_labels(tmp_path / "mask.nii.gz", phantom()[:-1])
     with pytest.raises(ImageError, match=r"mask.nii.gz has shape \(8, 11, 13\), reference.*\(9, 11, 13\)"):
-        measure_case(case, {"2d": mask}, cohort=COHORT, tolerance_mm=2)
+        measure_case(case, {"2d": mask}, cohort=COHORT, wanted=Wanted(2))
 
 
 def test_a_mask_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
@@ -240,12 +305,12 @@ def test_a_mask_elsewhere_in_space_is_refused(tmp_path: Path) -> None:
     case = Case("a", "a", 0, write_labels(tmp_path / "reference.nii.gz", phantom()), ())
     mask = write_labels(tmp_path / "mask.nii.gz", phantom(), moved)
     with pytest.raises(ImageError, match=r"lies 5 mm off reference .* at most 0.07 mm expected"):
-        measure_case(case, {"2d": mask}, cohort=COHORT, tolerance_mm=2)
+        measure_case(case, {"2d": mask}, cohort=COHORT, wanted=Wanted(2))
 
 
 def test_what_is_written_can_be_read_back(tmp_path: Path) -> None:
     scores = [score("a", 1, 0.123456789), score("b", 1, 0.0)]
     evaluate.write_tables(tmp_path / "metrics.tsv", tmp_path / "summary.tsv", list(scores))
     rows = records.read_table(tmp_path / "metrics.tsv")
-    assert list(rows[0]) == list(asdict(scores[0]))
+    assert list(rows[0]) == [one for one in asdict(scores[0]) if not ASKED_FOR.match(one)]
     assert rows[0]["dsc"] == "0.123457" and math.isinf(float(rows[1]["hd95_mm"]))

@@ -11,6 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline import metrics
+from pipeline.metrics import surfaces
+from pipeline.metrics.areas import areas_mm2
+from pipeline.metrics.arrays import make_pair
+from pipeline.metrics.nearest import nearest_mm
+from tests.random_pairs import COLUMNS, TABLE, TOLERANCE_MM, random_pairs
 
 Mask = NDArray[np.bool_]
 ODD_SHAPE, ODD_SPACING_MM = (9, 11, 13), (0.7, 1.0, 2.5)
@@ -34,7 +39,13 @@ def measure_one(
     tolerance_mm: float = 1,
 ) -> metrics.LabelMeasures:
     both = reference.astype(np.uint8), prediction.astype(np.uint8)
-    return metrics.measure(*both, labels=[1], spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)[0]
+    options = {"labels": [1], "spacing_mm": spacing_mm, "tolerance_mm": tolerance_mm, "has_voxel_edges": True}
+    return metrics.measure(*both, **options)[0]
+
+
+def distances_of(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> surfaces.SurfaceDistances:
+    pair = make_pair(reference, prediction, [1], spacing_mm)
+    return surfaces.surface_distances(*surfaces.borders(pair), 1, pair.spacing_mm)
 
 
 def cube(low: int, high: int) -> tuple[slice, slice, slice]:
@@ -44,44 +55,47 @@ def cube(low: int, high: int) -> tuple[slice, slice, slice]:
 S16, MID = (16, 16, 16), slice(4, 9)
 F32_SPACING_MM = (float(np.float32(0.8)), float(np.float32(0.8)), 2.5)
 # Source: vectors that the project measured with MONAI and surface-distance (surface elements).
-# id: reference, prediction, spacing, tolerance, dsc, hd, hd95, nsd
+# id: reference, prediction, spacing, tolerance, dsc, hd, hd95, nsd, and hd95 and nsd of voxel edges
 VECTORS = {
     "V1 one voxel against another": (
         *(box((10, 10, 10), 5, 6, 7), box((10, 10, 10), 5, 6, 9), (3, 2, 1), 1),
-        *(0, 2, 2, 0.5),
+        *(0, 2, 2, 0.5, 2, 0),
     ),
     "V2 half images, a slice apart": (
         *(box((100,) * 3, slice(0, 50)), box((100,) * 3, slice(0, 51)), (2, 1, 1), 1),
-        *(0.990099, 2, 2, 0.836145),
+        *(0.990099, 2, 2, 0.836145, 2, 0.754935),
     ),
     "V3 shifted along K": (
         *(box(S16, MID, MID, MID), box(S16, MID, MID, slice(5, 10)), (1, 1, 2.5), 1),
-        *(0.8, 2.5, 2.5, 0.837561),
+        *(0.8, 2.5, 2.5, 0.837561, 2.5, 0.734694),
     ),
     "V3 shifted along K, tolerated": (
         *(box(S16, MID, MID, MID), box(S16, MID, MID, slice(5, 10)), (1, 1, 2.5), 2.5),
-        *(0.8, 2.5, 2.5, 1),
+        *(0.8, 2.5, 2.5, 1, 2.5, 1),
     ),
     "V4 an island": (
         *(box((40,) * 3, *cube(5, 15)), box((40,) * 3, *cube(5, 15)) | box((40,) * 3, *cube(30, 33))),
-        *((1, 1, 1), 1, 0.986680, 31.176915, 27.748874, 0.963530),
+        *((1, 1, 1), 1, 0.986680, 31.176915, 27.748874, 0.963530, 9.699485, 0.974052),
     ),
     "V5 touching the edge of the image": (
         *(box(S16, slice(0, 4), MID, MID), box(S16, slice(0, 5), MID, MID), (1, 1, 1), 1),
-        *(0.888889, 1, 1, 1),
+        *(0.888889, 1, 1, 1, 1, 1),
     ),
     "V6 two dimensions": (
         *(box((16, 16, 1), MID, MID), box((16, 16, 1), MID, slice(5, 10)), (1, 1, 5), 1),
-        *(0.8, 1, 1, 1),
+        *(0.8, 1, 1, 1, 1, 1),
     ),
     "V7 cube in a cube": (
         *(box((20,) * 3, *cube(6, 14)), box((20,) * 3, *cube(4, 16)), (1, 1, 1), 2),
-        *(0.457143, 3.464102, 2.828427, 0.715125),
+        *(0.457143, 3.464102, 2.828427, 0.715125, 2.828427, 0.664062),
     ),
-    "V8 ball in a ball": (ball(400), ball(324), (1, 1, 1), 2, 0.844376, 2.449490, 2.236068, 0.914973),
+    "V8 ball in a ball": (
+        *(ball(400), ball(324), (1, 1, 1), 2),
+        *(0.844376, 2.449490, 2.236068, 0.914973, 2.236068, 0.7),
+    ),
     "V9 float32 spacing": (
         *(box(S16, MID, MID, MID), box(S16, slice(5, 10), MID, MID), F32_SPACING_MM, 0.8),
-        *(0.8, F32_SPACING_MM[0], F32_SPACING_MM[0], 1),
+        *(0.8, F32_SPACING_MM[0], F32_SPACING_MM[0], 1, F32_SPACING_MM[0], 1),
     ),
 }
 
@@ -90,7 +104,50 @@ VECTORS = {
 def test_measures_agree_with_independent_implementations(vector):
     reference, prediction, spacing_mm, tolerance_mm, *expected = vector
     found = measure_one(reference, prediction, spacing_mm, tolerance_mm)
-    assert [found.dsc, found.hd_mm, found.hd95_mm, found.nsd] == pytest.approx(expected, abs=1e-6)
+    numbers = [found.dsc, found.hd_mm, found.hd95_mm, found.nsd, found.hd95_voxel_mm, found.nsd_voxel]
+    assert numbers == pytest.approx(expected, abs=1e-6)
+
+
+def test_200_random_pairs_have_the_numbers_of_surface_distance():
+    kept = np.loadtxt(TABLE, skiprows=1)
+    assert kept.shape == (200, len(COLUMNS))
+    for pair, (number, *expected) in zip(random_pairs(), kept, strict=True):
+        found = measure_one(*pair, TOLERANCE_MM)
+        assert [found.nsd, found.hd95_mm, found.hd_mm, found.assd_mm] == pytest.approx(expected, abs=1e-5), number
+
+
+def test_200_random_pairs_have_the_numbers_of_monai_by_voxel_edges():
+    import torch
+    from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
+
+    for reference, prediction, spacing_mm in random_pairs():
+        images = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, reference)]
+        shared = {"include_background": True, "spacing": spacing_mm}
+        expected = [
+            compute_dice(*images),
+            compute_iou(*images),
+            compute_hausdorff_distance(*images, percentile=95, **shared),
+            compute_surface_dice(*images, [TOLERANCE_MM], **shared),
+        ]
+        found = measure_one(reference, prediction, spacing_mm, TOLERANCE_MM)
+        numbers = [found.dsc, found.iou, found.hd95_voxel_mm, found.nsd_voxel]
+        assert numbers == pytest.approx([float(one) for one in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), ODD_SPACING_MM, (0.5, 0.5, 10.0)])
+@pytest.mark.parametrize("num_points", [3, 400, 3000])
+def test_the_nearest_of_many_places_is_nearest_however_far(spacing_mm, num_points):
+    """Few and many points, close and far ones, against all distances."""
+    rng = np.random.default_rng(num_points)
+    points, others = rng.integers(0, 30, (3, num_points)), rng.integers(0, 9, (3, 40))
+    steps_mm = (points[:, :, np.newaxis] - others[:, np.newaxis]) * np.reshape(spacing_mm, (3, 1, 1))
+    assert nearest_mm(points, others, spacing_mm) == pytest.approx(np.linalg.norm(steps_mm, axis=0).min(axis=1))
+
+
+def test_nothing_is_near_where_there_is_nothing():
+    points, none = np.zeros((3, 2), int), np.zeros((3, 0), int)
+    assert nearest_mm(points, none, ODD_SPACING_MM).tolist() == [math.inf, math.inf]
+    assert nearest_mm(none, points, ODD_SPACING_MM).tolist() == []
 
 
 # A single voxel is an octahedron: 8 corners, each with a triangle of equal area. Neighbours share 4 corners;
@@ -106,11 +163,17 @@ def test_neighbouring_voxels_are_one_step_of_their_own_axis_apart(axis, step_mm)
         reference_ml=pytest.approx(0.00175),
         prediction_ml=pytest.approx(0.00175),
         volume_difference_ml=0,
+        volume_difference_relative=0,
         dsc=0,
+        iou=0,
+        sensitivity=0,
+        precision=0,
         nsd=pytest.approx(0.5),
         hd95_mm=pytest.approx(step_mm),
         hd_mm=pytest.approx(step_mm),
         assd_mm=pytest.approx(step_mm / 2),
+        nsd_voxel=0,
+        hd95_voxel_mm=pytest.approx(step_mm),
     )
 
 
@@ -123,7 +186,7 @@ def test_distance_of_diagonal_voxels_mixes_the_axes():
 
 def test_area_of_a_single_voxel_is_eight_corner_triangles():
     voxel = box(ODD_SHAPE, 3, 3, 3)
-    distances = metrics.surface_distances(voxel, voxel, spacing_mm=(3, 2, 1))
+    distances = distances_of(voxel, voxel, (3, 2, 1))
     # A triangle's three points lie half a spacing from the voxel's centre, one along each axis.
     triangle_mm2 = np.linalg.norm(np.cross((-1.5, 1, 0), (-1.5, 0, 0.5))) / 2
     assert distances.areas_mm2 == pytest.approx(np.full(16, triangle_mm2))
@@ -132,7 +195,7 @@ def test_area_of_a_single_voxel_is_eight_corner_triangles():
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_area_of_a_flat_wall_is_the_area_of_its_faces(axis):
     wall = np.indices((2, 2, 2))[axis] == 0
-    area_mm2 = metrics._areas_mm2(ODD_SPACING_MM)[np.packbits(wall)[0]]
+    area_mm2 = areas_mm2(ODD_SPACING_MM)[np.packbits(wall)[0]]
     assert area_mm2 == pytest.approx(math.prod(ODD_SPACING_MM) / ODD_SPACING_MM[axis])
 
 
@@ -156,7 +219,7 @@ ISOTROPIC_AREAS = {
 
 
 def test_all_256_neighbourhoods_have_the_area_of_their_shape_however_turned():
-    areas_mm2 = metrics._areas_mm2((1.0, 1.0, 1.0))
+    found_mm2 = areas_mm2((1.0, 1.0, 1.0))
     seen = {0: 0.0, 255: 0.0}
     for voxels, area_mm2 in ISOTROPIC_AREAS.values():
         around = np.zeros((2, 2, 2), dtype=np.uint8)
@@ -167,17 +230,17 @@ def test_all_256_neighbourhoods_have_the_area_of_their_shape_however_turned():
             code = int(np.packbits(turned)[0])
             seen |= {code: area_mm2, 255 - code: area_mm2}
     assert len(seen) == 256
-    assert areas_mm2 == pytest.approx([seen[code] for code in range(256)])
+    assert found_mm2 == pytest.approx([seen[code] for code in range(256)])
 
 
 def test_areas_follow_their_axes_when_spacing_is_turned():
     spacing_mm = np.array(ODD_SPACING_MM)
     for axes in itertools.permutations(range(3)):
-        turned_mm2 = metrics._areas_mm2(tuple(spacing_mm[list(axes)]))
+        turned_mm2 = areas_mm2(tuple(spacing_mm[list(axes)]))
         for code in range(256):
             around = np.unpackbits(np.uint8(code)).reshape(2, 2, 2)
             turned_code = np.packbits(around.transpose(axes))[0]
-            assert turned_mm2[turned_code] == pytest.approx(metrics._areas_mm2(ODD_SPACING_MM)[code])
+            assert turned_mm2[turned_code] == pytest.approx(areas_mm2(ODD_SPACING_MM)[code])
 
 
 def test_path_of_four_voxels_has_a_slanted_hexagon_and_two_flaps():
@@ -185,7 +248,7 @@ def test_path_of_four_voxels_has_a_slanted_hexagon_and_two_flaps():
     # hexagon with normals (1, 1, 1) / 8 and (3, 3, 3) / 8, and flaps without I and without K, the end moves.
     around = np.zeros((2, 2, 2), dtype=np.uint8)
     around[(0, 1, 1, 1), (0, 0, 1, 1), (0, 0, 0, 1)] = 1
-    area_mm2 = metrics._areas_mm2((3.0, 2.0, 1.0))[np.packbits(around)[0]]
+    area_mm2 = areas_mm2((3.0, 2.0, 1.0))[np.packbits(around)[0]]
     assert area_mm2 == pytest.approx(math.hypot(2, 3, 6) / 2 + math.hypot(3, 6) / 4 + math.hypot(2, 3) / 4)
 
 
@@ -200,22 +263,48 @@ def test_contour_of_one_slice_does_not_depend_on_its_thickness_or_axis():
         images = np.expand_dims(reference, axis), np.expand_dims(prediction, axis)
         found.append(numbers(measure_one(*images, tuple(spacing_mm))))
     assert found == [pytest.approx(found[0])] * 6
-    assert found[0][2] == 2
+    assert found[0][4:6] == [2, 2]
+
+
+OVERLAPS = ("dsc", "iou", "sensitivity", "precision", "nsd", "nsd_voxel")
+DISTANCES = ("hd95_mm", "hd_mm", "assd_mm", "hd95_voxel_mm")
+
+
+def values(one: metrics.LabelMeasures, names: tuple[str, ...]) -> list[float | None]:
+    return [getattr(one, name) for name in names]
 
 
 def test_missed_label_scores_zero_and_infinity():
     found = measure_one(box(ODD_SHAPE, 3, 3, 3), np.zeros(ODD_SHAPE), (10, 10, 10))
-    assert found == metrics.LabelMeasures(1, "missed", 1, 0, -1, 0, 0, math.inf, math.inf, math.inf)
+    assert (found.status, found.reference_ml, found.prediction_ml, found.volume_difference_ml) == ("missed", 1, 0, -1)
+    assert found.volume_difference_relative == -1
+    assert values(found, OVERLAPS) == [0] * 6 and values(found, DISTANCES) == [math.inf] * 4
 
 
 def test_false_positive_label_scores_zero_and_infinity():
     found = measure_one(np.zeros(ODD_SHAPE), box(ODD_SHAPE, 3, 3, 3), (10, 10, 10))
-    assert found == metrics.LabelMeasures(1, "false_positive", 0, 1, 1, 0, 0, math.inf, math.inf, math.inf)
+    assert (found.status, found.reference_ml, found.volume_difference_ml) == ("false_positive", 0, 1)
+    assert found.volume_difference_relative is None
+    assert values(found, OVERLAPS) == [0] * 6 and values(found, DISTANCES) == [math.inf] * 4
 
 
 def test_label_in_neither_mask_has_no_values():
     found = measure_one(np.zeros(ODD_SHAPE), np.zeros(ODD_SHAPE))
-    assert found == metrics.LabelMeasures(1, "absent_ok", 0, 0, 0, None, None, None, None, None)
+    assert (found.status, found.reference_ml, found.volume_difference_relative) == ("absent_ok", 0, None)
+    assert values(found, (*OVERLAPS, *DISTANCES)) == [None] * 10
+
+
+def test_overlaps_share_what_they_say():
+    """Of 8 voxels 6 are found, and 2 invented."""
+    reference, prediction = box(ODD_SHAPE, 1, 1, slice(0, 8)), box(ODD_SHAPE, 1, 1, slice(2, 10))
+    found = measure_one(reference, prediction | box(ODD_SHAPE, 5, 5, slice(0, 4)))
+    assert values(found, OVERLAPS[:4]) == pytest.approx([12 / 20, 6 / 14, 6 / 8, 6 / 12])
+    assert found.volume_difference_relative == pytest.approx(0.5)
+
+
+def test_voxel_edges_are_measured_only_if_asked_for():
+    one = metrics.measure(ZEROS + 1, ZEROS + 1, labels=[1], spacing_mm=(1, 1, 1), tolerance_mm=1)[0]
+    assert (one.nsd, one.nsd_voxel, one.hd95_voxel_mm) == (1, None, None)
 
 
 def test_one_voxel_image_has_a_surface():
@@ -236,6 +325,7 @@ def test_each_label_is_measured_as_if_alone_in_the_order_asked():
     labels = [300, 7, 2, 4]
     found = metrics.measure(reference, prediction, labels=labels, spacing_mm=ODD_SPACING_MM, tolerance_mm=0.5)
     alone = [measure_one(reference == n, prediction == n, ODD_SPACING_MM, 0.5) for n in labels]
+    alone = [dataclasses.replace(one, nsd_voxel=None, hd95_voxel_mm=None) for one in alone]
     assert found == [dataclasses.replace(one, label=n) for one, n in zip(alone, labels, strict=True)]
     assert [one.status for one in found] == ["ok", "missed", "ok", "absent_ok"]
 
@@ -265,12 +355,12 @@ def test_dsc_alone_is_the_dsc_of_measure():
 
 def test_cheap_functions_read_one_expensive_result():
     reference, prediction = box(ODD_SHAPE, slice(2, 5), 4, 4), box(ODD_SHAPE, slice(2, 7), 4, 4)
-    distances = metrics.surface_distances(reference, prediction, spacing_mm=ODD_SPACING_MM)
+    distances = distances_of(reference, prediction, ODD_SPACING_MM)
     one = measure_one(reference, prediction, ODD_SPACING_MM, 0.8)
-    assert metrics.nsd(distances, tolerance_mm=0.8) == one.nsd
-    assert metrics.hd95_mm(distances) == one.hd95_mm
-    assert metrics.hd_mm(distances) == one.hd_mm
-    assert metrics.assd_mm(distances) == one.assd_mm
+    assert surfaces.nsd(distances, tolerance_mm=0.8) == one.nsd
+    assert surfaces.hd95_mm(distances) == one.hd95_mm
+    assert surfaces.hd_mm(distances) == one.hd_mm
+    assert surfaces.assd_mm(distances) == one.assd_mm
 
 
 def test_far_island_counts_by_its_share_of_the_surface():
@@ -293,7 +383,8 @@ spacings_mm = st.sampled_from([(1.0, 1.0, 1.0), ODD_SPACING_MM, (0.8, 0.8, 2.5)]
 
 
 def numbers(one: metrics.LabelMeasures) -> list[float | None]:
-    return [one.dsc, one.nsd, one.hd95_mm, one.hd_mm, one.assd_mm]
+    """Those that are the same both ways round."""
+    return values(one, ("dsc", "iou", "nsd", "nsd_voxel", *DISTANCES))
 
 
 def close_to(one: metrics.LabelMeasures) -> list[object]:
@@ -302,10 +393,13 @@ def close_to(one: metrics.LabelMeasures) -> list[object]:
 
 @settings(max_examples=60, deadline=None)
 @given(masks(), masks(), spacings_mm)
-def test_swapping_reference_and_prediction_changes_only_the_sign_of_the_volume(first, second, spacing_mm):
+def test_swapping_reference_and_prediction_swaps_sensitivity_and_precision_and_turns_the_sign_of_the_volume(
+    first, second, spacing_mm
+):
     forth, back = measure_one(first, second, spacing_mm), measure_one(second, first, spacing_mm)
     assert numbers(forth) == close_to(back)
     assert forth.volume_difference_ml == pytest.approx(-back.volume_difference_ml)
+    assert (forth.sensitivity, forth.precision) == (back.precision, back.sensitivity)
 
 
 @settings(max_examples=60, deadline=None)
@@ -314,7 +408,8 @@ def test_emptying_a_prediction_never_improves_a_headline_number(reference, predi
     before = measure_one(reference, prediction, spacing_mm)
     after = measure_one(reference, np.zeros_like(prediction), spacing_mm)
     if reference.any():
-        assert after.dsc <= before.dsc and after.nsd <= before.nsd and after.hd95_mm >= before.hd95_mm
+        assert all(one <= other for one, other in zip(values(after, OVERLAPS), values(before, OVERLAPS), strict=True))
+        assert all(one >= other for one, other in zip(values(after, DISTANCES), values(before, DISTANCES), strict=True))
 
 
 @settings(max_examples=60, deadline=None)
@@ -335,7 +430,7 @@ def test_background_around_the_image_changes_nothing(reference, prediction, spac
 @settings(max_examples=40, deadline=None)
 @given(masks(), spacings_mm)
 def test_a_mask_matches_itself_perfectly(mask, spacing_mm):
-    expected = [1, 1, 0, 0, 0] if mask.any() else [None] * 5
+    expected = [1] * 4 + [0] * 4 if mask.any() else [None] * 8
     assert numbers(measure_one(mask, mask, spacing_mm)) == expected
 
 

@@ -135,7 +135,7 @@ def test_the_score_of_an_option_is_that_of_the_mask_which_it_makes(seed, cohort,
     for row, target in enumerate(cohort.targets):
         for column, option in enumerate(options):
             cleaned = clean(prediction, {target.label: option}, cohort)
-            expected = per_target(dsc, reference, cleaned, cohort)[row]
+            expected = per_target(dsc, reference, cleaned, cohort, cohort.targets)[row]
             assert table[row, column] == pytest.approx(np.nan if expected is None else expected, nan_ok=True, abs=1e-6)
 
 

@@ -80,7 +80,7 @@ def run(folds="0", scans="scans", shards=1, **changes):
     for shard in range(shards):
         settings = json.dumps({**SETTINGS, **changes})
         segment.main("tiny", scans, folds, settings, shard=shard, shards=shards, device="cpu")
-    segment_tables.main("tiny", shards, tolerance_mm=2)
+    segment_tables.main("tiny", shards, settings='{"tolerance_mm": 2}')
 
 
 def num_made(capsys, **changes):
@@ -330,4 +330,4 @@ def test_tables_of_a_scan_whose_record_is_gone_say_so(trained):
     run()
     trained.segment_record("a").unlink()
     with pytest.raises(CohortError, match=r"a\.json: missing or damaged"):
-        segment_tables.main("tiny", 1, tolerance_mm=2)
+        segment_tables.main("tiny", 1, settings='{"tolerance_mm": 2}')

@@ -26,14 +26,14 @@ def test_a_reference_of_labels_stays_as_it_is_but_for_ignored_voxels():
 
 def test_painting_a_reference_changes_no_measure_of_its_regions():
     prediction = np.array([2, 2, 4, 4, 7, 7]).reshape(1, 2, 3)
-    found = per_target(dsc, REFERENCE, prediction, REGIONS)
+    found = per_target(dsc, REFERENCE, prediction, REGIONS, REGIONS.targets)
     assert found == [2 * 4 / (4 + 5), 2 * 2 / (3 + 3), 2 * 1 / (2 + 1)]
     painted = np.where(REFERENCE == 9, 9, as_painted(REFERENCE, REGIONS))
-    assert per_target(dsc, painted, prediction, REGIONS) == found
+    assert per_target(dsc, painted, prediction, REGIONS, REGIONS.targets) == found
 
 
 def test_ignored_voxels_count_for_no_label_and_the_maps_stay_as_they_were():
     prediction = np.full_like(REFERENCE, 7)
     before = REFERENCE.copy()
-    assert per_target(dsc, REFERENCE, prediction, LABELS) == [0, 0, 2 * 2 / (2 + 5)]
+    assert per_target(dsc, REFERENCE, prediction, LABELS, LABELS.targets) == [0, 0, 2 * 2 / (2 + 5)]
     assert (before == REFERENCE).all() and (prediction == 7).all()

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import errors, figures, records
 from pipeline.bootstrap import NUM_RESAMPLES
-from pipeline.evaluate import ENSEMBLE, MEAN
+from pipeline.evaluate import ENSEMBLE
 from pipeline.metrics import TOLERANCE_SLACK_MM
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
@@ -20,6 +20,7 @@ from pipeline.report.cohort import cohort_rows
 from pipeline.report.pictures import as_source
 from pipeline.report.provenance import provenance
 from pipeline.report.scores import Row
+from pipeline.summary import MEAN
 
 LARGEST_PLOT = 60  # boxes; beyond, only the configuration of the headline is drawn
 LARGEST_TABLE = 2000  # rows of single cases and labels; metrics.tsv has all

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline import records
-from pipeline.evaluate import ENSEMBLE, MEAN
+from pipeline.evaluate import ENSEMBLE
 from pipeline.records import Case
+from pipeline.summary import MEAN
 
 TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
 # Columns of the summary in which the best configuration is set in bold: which end is best, as the page prints it.
