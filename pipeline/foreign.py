@@ -1,14 +1,12 @@
-"""Files of other formats than NIfTI to voxels and an affine: NRRD, MetaImage, MGZ and pictures (PNG, TIFF).
+"""Scans of other formats than NIfTI to voxels and an affine: NRRD, MetaImage and MGZ.
 
 nibabel reads MGZ, SimpleITK the others, imported only when there is such a file. SimpleITK takes compressed voxels that are
-damaged or cut off, and a TIFF that lost its last pages, without a word: here these are looked at before. Writes nothing.
+damaged or cut off without a word: here they are looked at before. Writes nothing.
 """
 
 import gzip
 import math
-import struct
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +21,20 @@ from pipeline.errors import CohortError
 from pipeline.images import UNREADABLE, Affine
 
 RAS_OF_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NRRD_SPACE = "NRRD_space"
 NRRD_SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior")  # that SimpleITK knows
 METAIMAGE_DIRECTIONS = ("TransformMatrix", "Orientation", "Rotation")  # names of one field
 LOCAL = "LOCAL"  # in a MetaImage: the voxels follow the header
+TIFF_ORIENTATION = 274
+TIFF_TAGS = (
+    256,
+    257,
+    258,
+    262,
+    TIFF_ORIENTATION,
+    277,
+    339,
+)  # width, height, bits, colours, ..., samples and their format
 CHUNK_BYTES = 1 << 16  # zlib can make a thousand times as much of it
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 HEADER_BYTES = 1 << 20
@@ -100,35 +109,15 @@ def read_itk(path: Path, max_bytes: int | None) -> Stored:
         Refused: damaged, larger than `max_bytes` in memory, or of values that are no scan.
     """
     fields, offset = text_header(path)
-    claimed, keys = _look_at(path, max_bytes)
+    claimed, space = look_at(path, max_bytes)
     if fields.get("CompressedData", "").lower() == "true" or fields.get("encoding", "").lower() in ("gz", "gzip"):
         file = files_of(path)[-1]
         _refuse_damaged(path, file, offset if file == path else 0, claimed)
-    image = _execute(path)
-    if keys.get("ITK_InputFilterName") == "NrrdImageIO":
-        is_oriented = keys.get("NRRD_space") in NRRD_SPACES
-    else:
+    image = read_image(path)
+    is_oriented = space in NRRD_SPACES
+    if "ElementDataFile" in fields:  # a MetaImage
         is_oriented = "ElementSpacing" in fields and any(name in fields for name in METAIMAGE_DIRECTIONS)
-    return Stored(_voxels(path, image), _affine(image), is_oriented)
-
-
-def read_picture(path: Path, max_bytes: int | None) -> Stored:
-    """A PNG, or a TIFF whose pages are slices; colours are channels. What is up in the picture is anterior, left is right.
-
-    A pixel is 1 mm in any picture, for what they say of their size is the resolution of a printer more often than not, and
-    lost in most label maps.
-
-    Raises:
-        Refused: as `read_itk`, or a TIFF without all of its pages.
-    """
-    num_pages = 1 if path.suffix.lower() == ".png" else sum(1 for _ in _tiff_pages(path))
-    _look_at(path, max_bytes)
-    voxels = _voxels(path, _execute(path))
-    if voxels.shape[2] != num_pages:
-        found = f"{num_pages} pages, {voxels.shape[2]} that can be read as slices of one size"
-        raise Refused(path, refuse("pages-differ", found, "one scan of such slices", CONVERT))
-    expected, do = "a spacing in mm", "Taken as 1 mm per pixel: read mm as pixels, or convert it to NIfTI."
-    return Stored(voxels, RAS_OF_LPS, problems=[Problem("warn", "no-spacing", "a picture", expected, do)])
+    return Stored(voxels_of(path, image), _affine(image), is_oriented)
 
 
 def read_mgz(path: Path, max_bytes: int | None) -> Stored:
@@ -175,16 +164,8 @@ def unreadable(path: Path, error: Exception) -> Refused:
     return Refused(path, refuse("unreadable", found, "a file that can be read to its end"))
 
 
-READERS: dict[str, Callable[[Path, int | None], Stored]] = {
-    "nrrd": read_itk,
-    "metaimage": read_itk,
-    "mgz": read_mgz,
-    "picture": read_picture,
-}
-
-
-def _look_at(path: Path, max_bytes: int | None) -> tuple[int, dict[str, str]]:
-    """Bytes of the voxels as the header claims, and what SimpleITK knows of it; no voxel is read."""
+def look_at(path: Path, max_bytes: int | None) -> tuple[int, str]:
+    """Bytes of the voxels as the header claims, and the space of an NRRD, empty if it names none; no voxel is read."""
     toolkit = simpleitk(f"{path.suffix} files")
     reader = toolkit.ImageFileReader()
     reader.SetFileName(str(path))
@@ -201,17 +182,17 @@ def _look_at(path: Path, max_bytes: int | None) -> tuple[int, dict[str, str]]:
         raise Refused(path, refuse("voxel-type", f"{dtype} voxels", "one integer or real number per voxel"))
     claimed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * dtype.itemsize
     refuse_too_large(path, claimed, max_bytes)
-    return claimed, {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+    return claimed, reader.GetMetaData(NRRD_SPACE) if reader.HasMetaDataKey(NRRD_SPACE) else ""
 
 
-def _execute(path: Path) -> Any:
+def read_image(path: Path) -> Any:
     try:
         return simpleitk(f"{path.suffix} files").ReadImage(str(path))
     except RuntimeError as error:
         raise unreadable(path, error) from error
 
 
-def _voxels(path: Path, image: Any) -> NDArray:
+def voxels_of(path: Path, image: Any) -> NDArray:
     array = simpleitk(f"{path.suffix} files").GetArrayFromImage(image)
     axes = image.GetDimension()
     in_order = array.transpose(*reversed(range(axes)), *range(axes, array.ndim))
@@ -240,36 +221,6 @@ def _refuse_damaged(path: Path, file: Path, offset: int, claimed: int) -> None:
         raise unreadable(path, error) from error
     if num_bytes != claimed or not stream.eof:
         raise Refused(path, refuse("truncated", f"{num_bytes} bytes of voxels", f"{claimed} as the header says"))
-
-
-def _tiff_pages(path: Path) -> Iterator[int]:
-    """Where the description of each page lies.
-
-    Raises:
-        Refused: outside the file, or in a circle, in which SimpleITK would run for ever.
-    """
-    num_bytes, seen = path.stat().st_size, set[int]()
-    with path.open("rb") as handle:
-        start = handle.read(16)
-        order = "<" if start.startswith(b"II") else ">"
-        is_big = start[2:4] in (b"+\0", b"\0+")  # BigTIFF, for files above 4 GiB
-        offset_type, count_type, entry_bytes = (
-            (f"{order}Q", f"{order}Q", 20) if is_big else (f"{order}I", f"{order}H", 12)
-        )
-        try:
-            (page,) = struct.unpack_from(offset_type, start, 8 if is_big else 4)
-            while page:
-                if page in seen:
-                    raise struct.error(f"page at byte {page} twice")
-                seen.add(page)
-                handle.seek(page)
-                (num_entries,) = struct.unpack(count_type, handle.read(struct.calcsize(count_type)))
-                handle.seek(num_entries * entry_bytes, 1)
-                yield page
-                (page,) = struct.unpack(offset_type, handle.read(struct.calcsize(offset_type)))
-        except struct.error as error:
-            found = f"{len(seen)} pages and then the end of the file, at {num_bytes} bytes"
-            raise Refused(path, refuse("truncated", found, "all its pages")) from error
 
 
 def _last_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ whenever it is made; it stays as long as its source and the choices do. Knows no
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,12 +14,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import dicom, foreign, records
+from pipeline import dicom, foreign, pictures, records
 from pipeline.check.problem import Problem, Refused, refuse
 from pipeline.foreign import Stored
-from pipeline.images import EQUAL_MM, UNREADABLE, Grid, right_angled
+from pipeline.images import EQUAL_MM, UNREADABLE, Grid, is_invertible, right_angled
 
-Kind = Literal["nifti", "nrrd", "metaimage", "mgz", "picture", "dicom", "unknown"]
+Kind = Literal["nifti", "nrrd", "metaimage", "mgz", "picture", "stack", "dicom", "unknown"]
 Form = Literal["sform", "qform"]  # the two affines of a NIfTI header
 
 SUFFIX_KINDS: dict[str, Kind] = {
@@ -53,6 +54,7 @@ class Choices:
 
 
 AS_IT_IS = Choices()
+NUMBER = re.compile(r"(\d+)")
 
 
 def split_suffix(name: str) -> tuple[str, str]:
@@ -64,10 +66,19 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def kind_of(path: Path) -> Kind:
-    """By name; of folders, only that of a DICOM series is a scan."""
+    """By name. A folder of nothing but pictures is a stack of slices, any other is expected to hold a DICOM series."""
     if path.is_dir():
-        return "dicom"
+        files = _listed(path)
+        return "stack" if files and all(kind_of(file) == "picture" for file in files) else "dicom"
     return SUFFIX_KINDS.get(split_suffix(path.name)[1].lower(), "unknown")
+
+
+def _listed(folder: Path) -> tuple[Path, ...]:
+    """What is not hidden, in the order of the numbers in the names: `s2` before `s10`."""
+    found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return tuple(
+        sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in NUMBER.split(path.name)])
+    )
 
 
 def standardise(
@@ -76,7 +87,7 @@ def standardise(
     """Write the standard copy of `path` to `target`, unless that was done before; what was mended or taken on the way.
 
     Args:
-        path: a file, or the folder of a DICOM series.
+        path: a file, or the folder of a DICOM series or of pictures.
         series: the files of the series, where the folder holds several.
 
     Raises:
@@ -93,8 +104,7 @@ def standardise(
     if kind == "nifti":
         image, problems = _nifti(path, choices)
     else:
-        stored = dicom.read_series(files) if kind == "dicom" else foreign.READERS[kind](path, choices.max_bytes)
-        image, problems = _as_nifti(path, stored, choices)
+        image, problems = _as_nifti(path, _read(path, kind, files, choices.max_bytes), choices)
     with records.written_whole(target) as partial:
         nib.save(image, partial)
     records.write_json(note, {"made_of": origin, "problems": [asdict(problem) for problem in problems]})
@@ -114,12 +124,23 @@ def made_of(target: Path) -> dict[Path, str]:
 def _files_of(path: Path, kind: Kind) -> tuple[Path, ...]:
     if kind == "dicom":
         return dicom.only_series(path).files
+    if kind == "stack":
+        return _listed(path)
     if not path.is_file():
         raise Refused(path, refuse("file-missing", "no file", "a scan", "Correct its path or restore the file."))
     if kind == "unknown":
         do = "Convert it to NIfTI; of DICOM give the folder of the series."
         raise Refused(path, refuse("unknown-format", f"suffix {path.suffix!r}", " ".join(SUFFIXES), do))
     return foreign.files_of(path)
+
+
+def _read(path: Path, kind: Kind, files: tuple[Path, ...], max_bytes: int | None) -> Stored:
+    if kind == "dicom":
+        return dicom.read_series(files)
+    if kind == "stack":
+        return pictures.read_stack(path, files, max_bytes)
+    readers = {"picture": pictures.read_picture, "mgz": foreign.read_mgz}
+    return readers.get(kind, foreign.read_itk)(path, max_bytes)
 
 
 def _nifti(path: Path, choices: Choices) -> tuple[nib.Nifti1Image, list[Problem]]:
@@ -164,6 +185,9 @@ def _take_form(path: Path, image: nib.Nifti1Image, form: Form) -> None:
 
 def _as_nifti(path: Path, stored: Stored, choices: Choices) -> tuple[nib.Nifti1Image, list[Problem]]:
     """Both affines say the same; their codes are 0 where the file does not say how the patient lies."""
+    if not is_invertible(stored.affine):
+        found = f"affine {stored.affine[:3].tolist()}"
+        raise Refused(path, refuse("affine-singular", found, "finite and invertible", "Correct the header."))
     _refuse_other_number(path, stored.voxels.shape[3], choices)
     voxels, problems = _plain(path, stored.voxels[..., choices.channel], fill=choices.fill)
     image = nib.Nifti1Image(voxels, stored.affine, dtype=voxels.dtype)

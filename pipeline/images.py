@@ -116,6 +116,11 @@ def affine_mm(header: nib.Nifti1Header) -> Affine:
     return np.diag([factor, factor, factor, 1.0]) @ np.asarray(header.get_best_affine(), np.float64)
 
 
+def is_invertible(affine: Affine) -> bool:
+    """Finite, and with directions that span space."""
+    return bool(np.isfinite(affine).all() and np.linalg.cond(affine[:3, :3]) <= 1e6)
+
+
 def right_angled(affine: Affine) -> Affine:
     """The affine of the same spacing and first voxel whose directions are the nearest rotation (polar decomposition)."""
     spacing_mm = voxel_sizes(affine)

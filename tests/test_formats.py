@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -211,6 +212,18 @@ def test_a_sheared_nrrd_stays_sheared_for_the_check_to_see(tmp_path):
     assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (0, 1)
 
 
+@pytest.mark.parametrize("direction", ["(0,0,0)", "(nan,0,1)", "(1,0,0)"])
+def test_directions_that_put_the_voxels_nowhere_are_refused(tmp_path, direction):
+    header = (
+        "NRRD0004\ntype: int16\ndimension: 3\nspace: right-anterior-superior\nsizes: 9 11 13\n"
+        f"space directions: (1,0,0) (0,1,0) {direction}\nendian: little\nencoding: raw\nspace origin: (0,0,0)\n\n"
+    )
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + HU.tobytes(order="F"))
+    with pytest.raises(Refused) as caught:
+        copy_of(tmp_path / "a.nrrd")
+    assert caught.value.problem.rule in ("unreadable", "affine-singular")
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [("uint8", "uint8"), ("int64", "int64"), ("uint16", "uint16"), ("float32", "float32"), ("float64", "float32")],
@@ -257,6 +270,78 @@ def test_the_colours_of_a_picture_are_channels_where_they_are_declared(tmp_path)
     (tmp_path / "copy_of_a.png.nii.gz").unlink()
     (tmp_path / "copy_of_a.png.nii.gz.json").unlink()
     assert_refused(tmp_path / "a.png", "channels-differ", "3 channels in one file found, 1 as declared expected")
+
+
+def test_a_tiff_that_is_to_be_turned_is_refused(tmp_path):
+    path = write_itk(tmp_path / "a.tif", voxels=np.abs(HU).astype(np.uint8), affine=np.eye(4))
+    upright = (274).to_bytes(2, "little") + b"\3\0\1\0\0\0" + b"\1\0"
+    assert upright in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(upright, upright[:-2] + b"\6\0"))
+    assert_refused(
+        path, "picture-turned", "orientation 6 found, 1, the first row on top expected. Save the picture upright"
+    )
+
+
+def test_a_tiff_whose_pages_are_of_several_sizes_is_refused(tmp_path):
+    path = write_itk(tmp_path / "a.tif", voxels=np.abs(HU).astype(np.uint8), affine=np.eye(4))
+    width = (256).to_bytes(2, "little") + b"\3\0\1\0\0\0" + b"\x09\0"
+    first = path.read_bytes().index(width)
+    content = bytearray(path.read_bytes())
+    content[first + 8] = 8
+    path.write_bytes(content)
+    assert_refused(path, "pages-differ", "pages of several sizes or kinds found, one expected")
+
+
+def test_a_big_tiff_is_read(tmp_path):
+    values = np.abs(HU[:, :, 0]).astype(np.uint8)
+    strip = values.tobytes(order="F")
+    entries = [
+        (256, 9),
+        (257, 11),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 16),
+        (274, 1),
+        (277, 1),
+        (278, 11),
+        (279, len(strip)),
+    ]
+    page = struct.pack("<Q", len(entries)) + b"".join(struct.pack("<HHQQ", tag, 4, 1, value) for tag, value in entries)
+    header = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16 + len(strip) + 1)
+    (tmp_path / "a.tif").write_bytes(header + strip + b"\0" + page + bytes(8))
+    assert (copy_of(tmp_path / "a.tif")[1][:, :, 0] == values).all()
+
+
+def write_slices(folder, number=11, rows=5):
+    folder.mkdir(exist_ok=True)
+    for index in range(number):
+        picture = np.full((rows, 6), index, np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(picture), str(folder / f"s{index}.png"))
+
+
+def test_a_folder_of_pictures_is_a_stack_in_the_order_of_their_numbers(tmp_path):
+    write_slices(tmp_path / "a")
+    assert kind_of(tmp_path / "a") == "stack"
+    _, voxels, problems = copy_of(tmp_path / "a")
+    assert voxels.shape == (6, 5, 11)
+    assert voxels[0, 0].tolist() == list(range(11))
+    assert [problem.rule for problem in problems] == ["no-spacing"]
+    write_slices(tmp_path / "a", number=12)
+    assert copy_of(tmp_path / "a")[1].shape == (6, 5, 12)
+
+
+def test_pictures_of_several_sizes_are_no_stack(tmp_path):
+    write_slices(tmp_path / "a")
+    write_slices(tmp_path / "a", number=1, rows=4)
+    assert_refused(tmp_path / "a", "pages-differ", r"pictures of shape \(6, 5, 1, 1\) beside \(6, 4, 1, 1\) found")
+
+
+def test_a_picture_beside_other_files_makes_no_stack(tmp_path):
+    write_series(tmp_path / "anna")
+    write_slices(tmp_path / "anna", number=1)
+    assert kind_of(tmp_path / "anna") == "dicom"
+    assert copy_of(tmp_path / "anna")[1].shape == (9, 7, 5)
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9])

@@ -79,6 +79,18 @@ def test_ras_order_and_back_is_the_identity_and_keeps_world_positions(order, fli
     assert np.allclose(grid.affine @ [*found, 1], affine @ [*voxel, 1])
 
 
+@pytest.mark.parametrize(("order", "flips"), ORIENTATIONS)
+def test_a_scan_lies_where_simpleitk_finds_it_in_all_48_orientations(tmp_path, order, flips):
+    sitk = pytest.importorskip("SimpleITK")
+    data = save_scan(tmp_path / "scan.nii", oblique_affine(order, flips))
+    other = sitk.ReadImage(str(tmp_path / "scan.nii"))
+    ras, grid = read_ras(tmp_path / "scan.nii")
+    for voxel in itertools.product(*((0, size - 1) for size in SHAPE)):
+        found = np.argwhere(ras == data[voxel])[0]
+        lps = np.array(other.TransformIndexToPhysicalPoint(voxel))
+        assert grid.affine[:3] @ [*found, 1] == pytest.approx(lps * (-1, -1, 1), abs=1e-4)
+
+
 def test_a_mask_of_a_nifti2_scan_is_nifti2(tmp_path):
     save_scan(tmp_path / "scan.nii", oblique_affine(), image_class=nib.Nifti2Image)
     write_mask(tmp_path / "mask.nii", np.ones(SHAPE, np.int32), tmp_path / "scan.nii")

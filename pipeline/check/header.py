@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from pipeline.check.problem import Asked, Problem, not_nifti, refuse
-from pipeline.images import EQUAL_MM, LARGEST_SHIFT, MM_PER_UNIT, Grid, affine_mm, right_angled, squeezed
+from pipeline.images import EQUAL_MM, LARGEST_SHIFT, MM_PER_UNIT, Grid, affine_mm, is_invertible, right_angled, squeezed
 
 Header: TypeAlias = nib.Nifti1Header  # its subclass Nifti2Header too; as it stands in the file, unrepaired
 SPACING_MM = (0.01, 20.0)
@@ -176,7 +176,7 @@ def quaternion_invalid(header: Header, asked: Asked) -> Problem | None:
 
 def affine_singular(header: Header, asked: Asked) -> Problem | None:
     matrix = affine_mm(header)
-    if not np.isfinite(matrix).all() or np.linalg.cond(matrix[:3, :3]) > 1e6:
+    if not is_invertible(matrix):
         rows = "; ".join(" ".join(f"{value:g}" for value in row) for row in matrix[:3])
         return refuse("affine-singular", f"affine {rows}", "finite and invertible", CORRECT)
     return None
