@@ -21,7 +21,8 @@ from pipeline.nn.forms import HOPELESS, Form, candidate_forms, seconds_per_step,
 from pipeline.plan import Plan, plan_from_json
 
 PROBE_SECONDS = 20.0  # once this is spent, further forms and middle widths are left out
-MIN_CPU_VOXELS = 100_000  # per step, so that the overhead of a layer does not hide its cost
+TIMED_CPU_VOXELS = 50_000  # per step, so that the overhead of a layer does not hide its cost
+MEASURED_CPU_VOXELS = 100_000  # of which the memory is measured: enough for two patches of most plans
 GIB = 2**30
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
 
@@ -52,7 +53,7 @@ def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int
     """
     begin = time.perf_counter()
     forms = candidate_forms(device, plan.dims)
-    batch = plan.batch_size if device.where.type == "cuda" else probe_batch(plan)
+    batch = plan.batch_size if device.where.type == "cuda" else probe_batch(plan, TIMED_CPU_VOXELS)
     measured: dict[int, float] = {}
     names: dict[int, str] = {}
     for width in widths:
@@ -86,7 +87,7 @@ def memory_on_gpu(plan: Plan, width: int, device: Device) -> float | None:
 
 def memory_on_cpu(plan: Plan, width: int, device: Device) -> float:
     """GiB by which this process grows in a step of the plan's batch, of which a small part is run to keep this short."""
-    before, small = psutil.Process().memory_info().rss / GIB, probe_batch(plan)
+    before, small = psutil.Process().memory_info().rss / GIB, probe_batch(plan, MEASURED_CPU_VOXELS)
     take_step = training_step(usual_form(device, plan.dims), plan, width, device)
     take_step(1)
     of_one = peak_gib() - before
@@ -110,8 +111,9 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_BYTES / GIB
 
 
-def probe_batch(plan: Plan) -> int:
-    return min(plan.batch_size, math.ceil(MIN_CPU_VOXELS / math.prod(plan.patch_size)))
+def probe_batch(plan: Plan, num_voxels: int) -> int:
+    """Patches of so many voxels together, or of more."""
+    return min(plan.batch_size, math.ceil(num_voxels / math.prod(plan.patch_size)))
 
 
 if __name__ == "__main__":
