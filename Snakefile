@@ -46,6 +46,8 @@ rule discover:
         cohort=files.cohort,
     log:
         files.log("discover"),
+    benchmark:
+        files.cost("discover")
     conda:
         "envs/environment.yaml"
     params:
@@ -67,6 +69,8 @@ rule check:
         files.checked_cases,
     log:
         files.log("check"),
+    benchmark:
+        files.cost("check")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -86,6 +90,8 @@ rule fingerprint:
         files.fingerprint,
     log:
         files.log("fingerprint"),
+    benchmark:
+        files.cost("fingerprint")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -104,6 +110,8 @@ checkpoint plan:
         update(files.plan("{configuration}")),  # not deleted before a rerun: an edit by hand is kept
     log:
         files.log("plan", "{configuration}"),
+    benchmark:
+        files.cost("plan", "{configuration}")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -129,6 +137,8 @@ rule preprocess:
         files.preprocessed("{configuration}", "{fold}"),
     log:
         files.log("preprocess", "{configuration}/fold_{fold}"),
+    benchmark:
+        files.cost("preprocess", "{configuration}/fold_{fold}")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -150,6 +160,8 @@ rule train:
         files.model("{configuration}", "{fold}"),
     log:
         files.log("train", "{configuration}/fold_{fold}"),
+    benchmark:
+        files.cost("train", "{configuration}/fold_{fold}")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -177,6 +189,8 @@ rule inference:
         files.inference("{configuration}"),
     log:
         files.log("inference", "{configuration}"),
+    benchmark:
+        files.cost("inference", "{configuration}")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -206,6 +220,8 @@ rule predict:
         ],
     log:
         files.log("predict", "{configuration}/fold_{fold}"),
+    benchmark:
+        files.cost("predict", "{configuration}/fold_{fold}")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -232,6 +248,8 @@ rule ensemble:
         files.choice,
     log:
         files.log("ensemble"),
+    benchmark:
+        files.cost("ensemble")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -254,6 +272,8 @@ rule evaluate:
         summary=files.summary,
     log:
         files.log("evaluate"),
+    benchmark:
+        files.cost("evaluate")
     conda:
         "envs/environment.yaml"
     threads: run.threads

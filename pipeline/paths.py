@@ -1,4 +1,4 @@
-"""Where everything lies: the only module that knows a path pattern. Opens nothing.
+"""Where everything lies: the only module that knows a path pattern. Opens no file.
 
 `Results("demo")` names the files of one run; the Snakefile passes wildcards (`"{fold}"`) where stages pass values.
 """
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Fold = int | str
+
+COST = ".cost.tsv"  # ends the name of every file that `Results.cost` names
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,10 @@ class Results:
     def log(self, stage: str, part: str = "") -> Path:
         """`part` tells jobs of one stage apart, for example `3d_fullres/fold_0`."""
         return Path("logs") / self.name / stage / f"{part or stage}.log"
+
+    def cost(self, stage: str, part: str = "") -> Path:
+        """Seconds and memory of a job, as Snakemake measured them, beside its log."""
+        return self.log(stage, part).with_suffix(COST)
 
 
 @dataclass(frozen=True)

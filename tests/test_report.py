@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import subprocess
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.paths import Results
 from pipeline.plan import digest
 from pipeline.records import Case, Cohort, TrainingFacts
 from pipeline.report import __main__ as stage
-from pipeline.report import pictures, plots, scores, stages
+from pipeline.report import pictures, plots, provenance, scores, stages
 from tests.checked import write_checked
 
 SHAPE = (9, 11, 13)
@@ -285,6 +286,37 @@ def test_limits_of_agreement_are_those_of_bland_and_altman() -> None:
     (alone,) = scores.volume_limits(metrics[:1])
     assert alone["bias_ml"] == 1 and math.isnan(alone["low_ml"])
     assert b"<svg" in plots.volume_agreement(metrics, {"1": (1.0, math.nan, math.nan)}, {"1": "#ff0000"})
+
+
+def test_what_each_stage_took_is_said_as_snakemake_measured_it() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    assert "What it took" not in page_of(files)
+    for fold, seconds, memory_mib in ((0, 90.0, 1024.0), (1, 30.0, 2048.0)):
+        cost = {"s": seconds, "h:m:s": "0:01:30", "max_rss": memory_mib, "mean_load": "-"}
+        records.write_table(files.cost("train", f"2d/fold_{fold}"), list(cost), [cost])
+    short = {"s": 0.6, "h:m:s": "0:00:00", "max_rss": "NA", "mean_load": "NA"}
+    records.write_table(files.cost("check"), list(short), [short])
+    check = {"stage": "check", "jobs": 1, "minutes": 0.01, "peak_gib": None}
+    assert provenance.stage_costs(files) == [check, {"stage": "train", "jobs": 2, "minutes": 2.0, "peak_gib": 2.0}]
+    assert '<td class="num">2</td><td class="num">2.0</td><td class="num">2.00</td>' in page_of(files)
+
+
+def test_the_commit_is_that_of_the_checkout_and_says_if_it_was_changed(tmp_path: Path) -> None:
+    assert provenance.git_commit(tmp_path) is None
+    for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first"):
+        subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
+    commit = provenance.git_commit(tmp_path)
+    assert commit and re.fullmatch("[0-9a-f]{40}", commit)
+    (tmp_path / "new").touch()
+    assert provenance.git_commit(tmp_path) == f"{commit}, with changes that are not committed"
+
+
+def test_the_model_card_says_what_was_tested_and_leaves_the_rest_to_the_authors() -> None:
+    page = re.sub(r"\s+", " ", page_of(make_run(["2d", "3d"], {1: EVIL}, [1])))
+    card = page[page.index('id="card"') : page.index('id="provenance"')]
+    assert "Masks of &lt;script&gt;alert(1)&lt;/script&gt; from scans like" in card
+    assert "4 of the same cases by cross-validation" in card and "No scan of another place was tested." in card
+    assert "2-fold cross-validation, seed –" in card and "4 found, 0 dropped, 0 failed, 4 scored." in card
 
 
 def test_alarms_of_a_training_are_said_with_their_fold() -> None:

@@ -18,7 +18,7 @@ from pipeline.records import Case, Cohort
 from pipeline.report import pictures, plots, scores, stages, viewer
 from pipeline.report.cohort import cohort_rows
 from pipeline.report.pictures import as_source
-from pipeline.report.provenance import provenance
+from pipeline.report.provenance import provenance, stage_costs
 from pipeline.report.scores import Row
 from pipeline.summary import MEAN
 
@@ -64,7 +64,9 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
         "inference": {name: stages.read_inference(files, name) for name in trained},
         "choice": stages.read_choice(files, cohort) if files.choice.exists() else None,
         "problems": problems,
-        "provenance": provenance(),
+        "provenance": provenance(files),
+        "costs": stage_costs(files),
+        "settings": json.loads(config),
         "config": yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True),
     }
     with records.written_whole(files.report) as partial:
