@@ -270,6 +270,7 @@ rule evaluate:
     output:
         metrics=files.metrics,
         summary=files.summary,
+        comparison=files.comparison,
     log:
         files.log("evaluate"),
     benchmark:

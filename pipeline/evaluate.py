@@ -1,7 +1,7 @@
-"""Masks and references to scores of each label, `metrics.tsv`, and their means with intervals, `summary.tsv`.
+"""Masks and references to scores of each label, `metrics.tsv`, their means, `summary.tsv`, and how configurations compare.
 
-What a single measure means is up to `metrics`, how cases are averaged to `summary`. Knows nothing of how a mask came about.
-Imports no torch.
+What a single measure means is up to `metrics`, how cases are averaged to `summary`, and compared to `comparison`.
+Knows nothing of how a mask came about. Imports no torch.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.contrib.concurrent import process_map
 
-from pipeline import errors, records, regression
+from pipeline import comparison, errors, records, regression
 from pipeline.errors import ConfigError
 from pipeline.images import Grid, read_labels_ras, refuse_other_grid
 from pipeline.manifest import on_unchanged
@@ -55,6 +55,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     scores.sort(key=lambda score: names.index(score.configuration))
     refused = {row["case"] for row in records.read_table(files.problems) if row["severity"] == "refuse"}
     write_tables(files.metrics, files.summary, scores, num_dropped=len(refused))
+    write_comparison(files.comparison, scores)
 
 
 def read_wanted(settings: str, cohort: Cohort) -> Wanted:
@@ -101,6 +102,13 @@ def write_tables(metrics: Path, summary: Path, scores: Scores, num_dropped: int 
         rows, columns = summarise(of_labels), [*SUMMARY_COLUMNS]
         columns = [one for one in columns if one == "n_dropped" or any(one in row for row in rows)]
     records.write_table(summary, columns, [records.cells(row | {"n_dropped": num_dropped}) for row in rows])
+
+
+def write_comparison(path: Path, scores: Scores) -> None:
+    """Every pair of configurations; only column names where there is one configuration."""
+    rows = comparison.compare_labels([score for score in scores if isinstance(score, Score)])
+    rows += comparison.compare_values([score for score in scores if isinstance(score, ErrorScore)])
+    records.write_table(path, comparison.COLUMNS, (records.cells(asdict(row)) for row in rows))
 
 
 def measure_case(case: Case, masks: Mapping[str, Path], *, cohort: Cohort, wanted: Wanted) -> list[Score]:

@@ -128,6 +128,10 @@ class Results:
         return self.root / "summary.tsv"
 
     @property
+    def comparison(self) -> Path:
+        return self.root / "comparison.tsv"
+
+    @property
     def report(self) -> Path:
         return self.root / "report.html"
 

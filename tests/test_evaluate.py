@@ -232,6 +232,17 @@ def test_lesions_of_a_label_that_the_cohort_lacks_are_refused() -> None:
         evaluate.read_wanted('{"tolerance_mm": 2, "lesions": [4, 7]}', COHORT)
 
 
+def test_a_run_compares_its_configurations(run: Results) -> None:
+    evaluate.main(run.name, "2d,3d", "0,1", json.dumps({"tolerance_mm": 2}))
+    rows = {(row["measure"], row["label"]): row for row in records.read_table(run.comparison)}
+    assert len(rows) == 3 * 3
+    spleen = rows["dsc", "4"]
+    assert (spleen["first"], spleen["second"], spleen["n_subjects"], spleen["effect_size"]) == ("2d", "3d", "3", "-1")
+    assert float(spleen["difference"]) == pytest.approx(-1 / 3, abs=1e-6)
+    evaluate.main(run.name, "2d", "0,1", json.dumps({"tolerance_mm": 2}))
+    assert records.read_table(run.comparison) == [] and run.comparison.read_text().startswith("measure\tlabel")
+
+
 def test_only_the_cases_of_the_given_folds_are_scored(run: Results) -> None:
     evaluate.main(run.name, "2d", "0", json.dumps({"tolerance_mm": 2}))
     assert {row["case"] for row in records.read_table(run.metrics)} == {"a"}
