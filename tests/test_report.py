@@ -319,6 +319,15 @@ def test_the_model_card_says_what_was_tested_and_leaves_the_rest_to_the_authors(
     assert "2-fold cross-validation, seed –" in card and "4 found, 0 dropped, 0 failed, 4 scored." in card
 
 
+def test_lesions_and_voxel_edges_are_shown_where_they_were_measured() -> None:
+    files = make_run(["2d"], {1: "liver"}, [1])
+    page = page_of(files)
+    assert "Further measures" in page and "voxel edges" not in page and "<h3>Lesions</h3>" not in page
+    evaluate.main(files.name, "2d", "0,1", json.dumps({"tolerance_mm": 2, "lesions": "all", "voxel_edges": True}))
+    page = page_of(files)
+    assert page.count("voxel edges") == 2 and "<h3>Lesions</h3>" in page and "an IoU of at least 0.5" in page
+
+
 def test_alarms_of_a_training_are_said_with_their_fold() -> None:
     files = make_run(["2d"], {1: "liver"}, [1])
     records.write_facts(files.training_facts("2d", 1), facts(alarms=(f"label {EVIL} was never predicted",)))

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline import errors, figures, records
 from pipeline.bootstrap import NUM_RESAMPLES
 from pipeline.evaluate import ENSEMBLE
-from pipeline.metrics import TOLERANCE_SLACK_MM
+from pipeline.metrics import MIN_IOU, TOLERANCE_SLACK_MM
 from pipeline.paths import Results
 from pipeline.records import Case, Cohort
 from pipeline.report import pictures, plots, scores, stages, viewer
@@ -106,6 +106,9 @@ def page_of_labels(
     return {
         "means": summary[summary["label"] == MEAN].to_dict("records"),
         "results": scores.result_rows(summary),
+        "has_lesions": "lesion_tp" in summary,
+        "has_voxel_edges": "nsd_voxel" in summary,
+        "min_iou": MIN_IOU,
         "best_measure": "best mean DSC",
         "colours": colours,
         "tolerance_mm": metrics["tolerance_mm"].iloc[0],
