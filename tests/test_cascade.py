@@ -350,7 +350,7 @@ def test_new_scans_get_the_mask_before_first_from_the_models_of_all_folds(finish
     monkeypatch.chdir(finished)
     files = Results("c")
     write_cohort(Path("new"), num_cases=2, seed=7, size=0.5)
-    settings = json.dumps({**json.loads(PREDICT), "uncertainty": True})
+    settings = json.dumps({**json.loads(PREDICT), "uncertainty": True, "asked": {}})
     segment.main("c", "new", "0,1", settings, device="cpu")
     assert "2 scans, 2 masks in results/c/segment are new" in capsys.readouterr().out
     for path in sorted(Path("new/imagesTr").iterdir()):
