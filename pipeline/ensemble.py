@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
 from pipeline.choice import (
@@ -45,6 +44,7 @@ from pipeline.plan import Plan, read_plan
 from pipeline.postprocess import NOTHING, OPTIONS, component_sizes, postprocess, score_options
 from pipeline.preprocess import load_image, load_placement
 from pipeline.probabilities import open_prediction
+from pipeline.processes import map_cases
 from pipeline.records import Case, Cohort
 from pipeline.regression import TARGET, mean_absolute_error
 from pipeline.restore import restore_labels
@@ -78,11 +78,11 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     if len(names) > 1 or is_cleaned:
         score = partial(score_case, files=files, offer=offer, plan=plan, cohort=cohort)
         score = partial(on_unchanged, score, files.manifest, "label")
-        scores = process_map(score, cases, max_workers=workers, desc="ensemble scores", mininterval=5)
+        scores = map_cases(score, cases, processes=workers, desc="ensemble scores")
     chosen, for_new_scans = decide(scores, numbers, offer)
     write = partial(write_combined, files=files, plan=plan, cohort=cohort)
     choices = [chosen[case.fold] for case in cases]
-    masks = process_map(write, cases, choices, max_workers=workers, desc="ensemble masks", mininterval=5)
+    masks = map_cases(write, cases, choices, processes=workers, desc="ensemble masks")
     reason = explain(len(numbers), len(names), is_regression=cohort.is_regression)
     records.write_json(
         files.choice,

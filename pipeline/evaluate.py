@@ -11,14 +11,13 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from tqdm.contrib.concurrent import process_map
-
 from pipeline import comparison, errors, records, regression
 from pipeline.errors import ConfigError
 from pipeline.images import Grid, read_labels_ras, refuse_other_grid
 from pipeline.manifest import on_unchanged
 from pipeline.metrics import measure, measure_lesions
 from pipeline.paths import Results
+from pipeline.processes import map_cases
 from pipeline.records import Case, Cohort, Target
 from pipeline.regression import ErrorScore
 from pipeline.summary import SUMMARY_COLUMNS, Score, summarise
@@ -50,7 +49,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     cohort = records.read_cohort(files.cohort)
     measure_one = partial(score_case, cohort=cohort, wanted=read_wanted(settings, cohort))
     measure_one = partial(on_unchanged, measure_one, files.manifest, "label")
-    of_cases = process_map(measure_one, cases, masks, max_workers=threads, chunksize=1, desc="evaluate", mininterval=1)
+    of_cases = map_cases(measure_one, cases, masks, processes=threads, desc="evaluate")
     scores = [score for of_case in of_cases for score in of_case]
     scores.sort(key=lambda score: names.index(score.configuration))
     refused = {row["case"] for row in records.read_table(files.problems) if row["severity"] == "refuse"}

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
 from pipeline.images import grid_of, open_image, read_labels_ras, read_ras
@@ -17,6 +16,7 @@ from pipeline.intensity import describe, nonzero_box
 from pipeline.manifest import on_unchanged
 from pipeline.novelty import look_at, volumes_ml
 from pipeline.paths import Results
+from pipeline.processes import map_cases
 from pipeline.records import Case, Cohort
 
 SAMPLES = 10_000_000  # foreground voxels in the whole cohort; nnU-Net takes 1e8, the percentiles agree to 3 digits
@@ -29,7 +29,7 @@ def main(results: str, threads: int = 1) -> None:
     samples_per_case = max(1, SAMPLES // len(cases))
     look = partial(fingerprint_case, num_samples=samples_per_case, cohort=cohort)
     look = partial(on_unchanged, look, files.manifest, "all")
-    found = process_map(look, cases, range(len(cases)), max_workers=threads, desc="fingerprint", mininterval=1)
+    found = map_cases(look, cases, range(len(cases)), processes=threads, desc="fingerprint")
     records.write_json(files.fingerprint, summarise(found, list(cohort.channels.values())))
 
 

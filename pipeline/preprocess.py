@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.contrib.concurrent import process_map
 
 from pipeline import errors, records
 from pipeline.bias import evened
@@ -20,6 +19,7 @@ from pipeline.intensity import nonzero_box, normalise
 from pipeline.manifest import on_unchanged
 from pipeline.paths import Results
 from pipeline.plan import RAS_AXES, Plan, edited_note, is_edited, read_plan
+from pipeline.processes import map_cases
 from pipeline.records import Case
 from pipeline.resample import interpolation_orders, resample, resample_labels, resampled_shape
 
@@ -80,7 +80,7 @@ def main(results: str, configuration: str, fold: int, code: str = "", threads: i
         records.verify_file_list(files.predicted(plan.previous, fold))
     masks = [files.mask(plan.previous, case.case) if plan.previous else None for case in cases]
     work = partial(on_unchanged, partial(preprocess_case, plan=plan, code=code), files.manifest, "all")
-    found = process_map(work, cases, folders, masks, max_workers=threads, desc="preprocess", mininterval=1)
+    found = map_cases(work, cases, folders, masks, processes=threads, desc="preprocess")
     made = {path: digest for arrays, _ in found for path, digest in arrays.items()}
     records.write_file_list(files.preprocessed(configuration, fold), made)
     print(f"preprocess: {len(cases)} cases, {sum(is_new for _, is_new in found)} of them new or changed")

@@ -283,7 +283,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cascade")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("pipeline.preprocess.process_map", map_here)
+        patch.setattr("pipeline.preprocess.map_cases", map_here)
         files = Results("c")
         write_cohort(folder / "scans", num_cases=4, size=0.5)
         tiny = {"features": 4, "patch_size": [16, 16, 16], "batch_size": 2}

@@ -594,6 +594,7 @@ ELSEWHERE = {
         "test_segment.test_a_network_that_is_not_finite_in_one_window_fails_that_scan_by_name_and_no_other"
     ),
     "53_label_voxels_flipped_same_header": "test_cohort.test_53_label_voxels_flipped_same_header",
+    "55_worker_sigkill": "test_processes.test_55_worker_sigkill",
     "54_cache_after_image_changed": "test_preprocess.test_arrays_are_made_again_after_the_file_changed",
 }
 

@@ -7,8 +7,6 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from tqdm.contrib.concurrent import process_map
-
 from pipeline import errors, records
 from pipeline.check.case import MANIFEST_OF_FILE, CaseReport, check_case
 from pipeline.check.cohort import (
@@ -23,6 +21,7 @@ from pipeline.check.outliers import modality_doubtful, seen_in, unlike_others
 from pipeline.check.problem import ALL_CASES, COLUMNS, Asked, Problem
 from pipeline.errors import CohortError
 from pipeline.paths import Results
+from pipeline.processes import map_cases
 from pipeline.records import Case, Cohort
 
 MANIFEST = ["case", "role", *MANIFEST_OF_FILE]
@@ -39,8 +38,7 @@ def main(results: str, settings: str = "{}", threads: int = 1) -> None:
     cases, cohort = records.read_cases(files.cases), records.read_cohort(files.cohort)
     num_folds, seed = wanted.pop("folds", 1 + max(case.fold for case in cases)), wanted.pop("seed", 0)
     look = partial(check_case, asked=Asked(declared=cohort.declared, **wanted), copies=files.standard)
-    chunk = 1 + len(cases) // (16 * threads)
-    reports = process_map(look, cases, max_workers=threads, chunksize=chunk, desc="check", mininterval=1)
+    reports = map_cases(look, cases, processes=threads, desc="check")
     problems = judge(cases, reports, cohort, num_folds, is_dropping=is_dropping)
     refused = {problem.case for problem in problems if problem.severity == "refuse"}
     checked = [report.case for report in reports if report.case.case not in refused]
