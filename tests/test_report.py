@@ -328,6 +328,15 @@ def test_lesions_and_voxel_edges_are_shown_where_they_were_measured() -> None:
     assert page.count("voxel edges") == 2 and "<h3>Lesions</h3>" in page and "an IoU of at least 0.5" in page
 
 
+def test_configurations_are_compared_and_a_single_one_is_not() -> None:
+    files = make_run(["2d", "3d"], {1: EVIL}, [1], num_cases=6)
+    page = page_of(files)
+    assert 'id="comparison"' in page
+    row = records.read_table(files.comparison)[0]
+    assert f"{float(row['difference']):+.3g}".replace("-", "−") in page[page.index('id="comparison"') :]
+    assert 'id="comparison"' not in page_of(make_run(["2d"], {1: "liver"}, [1]))
+
+
 def test_alarms_of_a_training_are_said_with_their_fold() -> None:
     files = make_run(["2d"], {1: "liver"}, [1])
     records.write_facts(files.training_facts("2d", 1), facts(alarms=(f"label {EVIL} was never predicted",)))

@@ -51,6 +51,7 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
         "folds": folds,
         "headline": headline,
         "counts": scores.count_cases(cases, problems, metrics),
+        "comparisons": scores.comparison_rows(files.comparison),
         "num_resamples": NUM_RESAMPLES,
         "seen": pictures.augmented_pictures(files, trained, folds),
         "curves": as_source(plots.learning_curves(progress), "svg+xml") if progress else None,

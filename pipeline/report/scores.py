@@ -13,7 +13,7 @@ from pipeline.evaluate import ENSEMBLE
 from pipeline.records import Case
 from pipeline.summary import MEAN
 
-TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject"}
+TEXT_COLUMNS = {"configuration", "case", "label", "name", "status", "subject", "measure", "first", "second"}
 # Columns of the summary in which the best configuration is set in bold: which end is best, as the page prints it.
 COMPARED = {"dsc": (max, ".3f"), "nsd": (max, ".3f"), "hd95_worst_mm": (min, ".2f")}
 COMPARED_VALUES = {"mae": (min, ".4g"), "rmse": (min, ".4g")}
@@ -124,6 +124,15 @@ def volume_limits(metrics: pd.DataFrame) -> list[Row]:
         limits = {"bias_ml": mean_ml, "low_ml": mean_ml - half_ml, "high_ml": mean_ml + half_ml}
         rows.append({"label": label, "name": part["name"].iloc[0], "n": len(part), **limits})
     return rows
+
+
+def comparison_rows(path: Path) -> list[Row]:
+    """The pairs of configurations, those of the mean over labels first; none where one configuration is alone."""
+    rows = [
+        {**{str(key): value for key, value in row.items()}, "best": set()}
+        for row in read_frame(path).to_dict("records")
+    ]
+    return sorted(rows, key=lambda row: row["label"] != MEAN)
 
 
 def lowest(of_case: pd.DataFrame) -> list[Row]:
