@@ -27,6 +27,10 @@ wildcard_constraints:
     shard=r"\d+",
 
 
+onsuccess:
+    run.show_headline()
+
+
 localrules:
     all,
 

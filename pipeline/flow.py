@@ -24,11 +24,19 @@ class Run:
     def __init__(self, config: Mapping[str, Any]) -> None:
         with errors.one_line():
             self.config = complete(_with_declared(config))
+        self.began = time.time()
         self.name: str = self.config["name"]
         self.files = Results(self.name)
         self.configurations = list(self.config["configurations"])
         self.run_folds: list[int] = self.config["run_folds"]
         self.threads: int = self.config["threads"]
+
+    def show_headline(self) -> None:
+        """Where the report was made since this run began."""
+        from pipeline.headline import headline  # not for the many jobs that parse the Snakefile too
+
+        if self.files.report.exists() and self.files.report.stat().st_mtime >= self.began:
+            print(headline(self.files), flush=True)
 
     @property
     def folds(self) -> str:

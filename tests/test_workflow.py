@@ -54,6 +54,7 @@ def finished(tmp_path_factory):
     write_cohort(folder / "scans", num_cases=6, size=0.5)
     done = snakemake(folder)
     assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "said.txt").write_text(done.stdout)
     return folder
 
 
@@ -61,6 +62,14 @@ def finished(tmp_path_factory):
 def small_cohort(tmp_path):
     write_cohort(tmp_path / "scans", num_cases=4, size=0.5)
     return tmp_path
+
+
+def test_a_run_ends_with_the_headline_and_the_paths(finished):
+    said = (finished / "said.txt").read_text()
+    assert "DSC (95 % interval)" in said and "ensemble" in said
+    assert f"report: {(finished / 'results/tiny/report.html').as_uri()}" in said
+    again = snakemake(finished)
+    assert again.returncode == 0 and "report: file:" not in again.stdout, "nothing was done"
 
 
 def test_a_scan_that_is_added_to_plain_folders_is_found_by_the_next_run(tmp_path):
