@@ -34,6 +34,8 @@ def per_target(
 
     Where the reference has the ignore label, both are background.
     """
+    if not targets:
+        return []
     is_ignored = reference == cohort.ignore_label  # nowhere if there is none
     both = [np.where(is_ignored, BACKGROUND, array) for array in (reference, prediction)]
     if not cohort.regions:

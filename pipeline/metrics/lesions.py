@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from pipeline.metrics.arrays import Mask, Segmentation, make_pair
 
+Box = tuple[slice, ...]
 MIN_IOU = 0.5
 NEIGHBOURS = np.ones((3, 3, 3))
 
@@ -42,7 +43,21 @@ def measure_lesions(
         ValueError: shapes, types or labels are not as `measure` wants them.
     """
     pair = make_pair(reference, prediction, labels, (1, 1, 1))
-    return [_measure_one(pair.reference == rank, pair.prediction == rank) for rank in range(1, len(labels) + 1)]
+    boxes = zip(*(ndimage.find_objects(ranked, len(labels)) for ranked in pair.both), strict=True)
+    measures = []
+    for rank, found in enumerate(boxes, start=1):
+        box = _around([one for one in found if one])
+        measures.append(_measure_one(*(ranked[box] == rank for ranked in pair.both)))
+    return measures
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    """One box around all, so that a small label of a large scan costs little; empty around none."""
+    if not boxes:
+        return (slice(0),) * 3
+    return tuple(
+        slice(min(one.start for one in along), max(one.stop for one in along)) for along in zip(*boxes, strict=True)
+    )
 
 
 def _measure_one(reference: Mask, prediction: Mask) -> LesionMeasures:
@@ -50,8 +65,10 @@ def _measure_one(reference: Mask, prediction: Mask) -> LesionMeasures:
     others, num_others = ndimage.label(prediction, NEIGHBOURS)
     sizes, other_sizes = np.bincount(parts[reference]), np.bincount(others[prediction])
     is_shared = reference & prediction
-    pairs, num_shared = np.unique(np.stack([parts[is_shared], others[is_shared]]), axis=1, return_counts=True)
-    ious = num_shared / (sizes[pairs[0]] + other_sizes[pairs[1]] - num_shared)
+    codes = parts[is_shared].astype(np.int64) * (num_others + 1) + others[is_shared]
+    pairs, num_shared = np.unique(codes, return_counts=True)
+    part, other = np.divmod(pairs, num_others + 1)
+    ious = num_shared / (sizes[part] + other_sizes[other] - num_shared)
     found = ious[ious >= MIN_IOU]
     num_found = len(found)
     counts = {"lesion_tp": num_found, "lesion_fp": num_others - num_found, "lesion_fn": num_parts - num_found}
