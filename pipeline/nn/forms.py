@@ -21,7 +21,7 @@ from pipeline.nn.losses import make_loss
 from pipeline.nn.networks import build_network
 from pipeline.plan import Plan, Width
 
-TIMED_STEPS = 3
+TIMED_STEPS = 2
 LONG_ENOUGH_S = 1.5
 HOPELESS = 1.25  # times as slow as another form: more steps would not change that
 COMPILE_SHARE = 0.05  # of the budget, at most, for trying the compiler
@@ -134,7 +134,7 @@ def expected_seconds(plan: Plan, budget: Budget) -> float:
 def seconds_per_step(
     form: Form, plan: Plan, width: int, batch_size: int, device: Device, *, rival_s: float = math.inf
 ) -> float:
-    """The fastest of three steps after one that warms up or compiles; of fewer where a single one takes long, or far longer
+    """The fastest of two steps after one that warms up or compiles; of fewer where a single one takes long, or far longer
     than `rival_s`.
 
     The first one counts too where nothing is compiled, so that a network of minutes per step takes one step.
