@@ -12,6 +12,7 @@ if not workflow.config_settings.configfiles:  # `--configfile` replaces config.y
 
 run = flow.Run(config)
 files = run.files
+captions = "pipeline/report/captions"  # for `snakemake --report`
 
 shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}"; ')
 workflow.global_resources.setdefault("gpu", run.config["train"]["gpus"])  # on one machine, trainings take turns
@@ -272,9 +273,9 @@ rule evaluate:
     input:
         files.choice,
     output:
-        metrics=files.metrics,
-        summary=files.summary,
-        comparison=files.comparison,
+        metrics=report(files.metrics, caption=f"{captions}/metrics.rst", category="Tables"),
+        summary=report(files.summary, caption=f"{captions}/summary.rst", category="Tables"),
+        comparison=report(files.comparison, caption=f"{captions}/comparison.rst", category="Tables"),
     log:
         files.log("evaluate"),
     benchmark:
@@ -297,7 +298,7 @@ rule report:
     input:
         rules.evaluate.output,
     output:
-        files.report,
+        report(files.report, caption=f"{captions}/page.rst", category="Report"),
     log:
         files.log("report"),
     conda:

@@ -99,6 +99,15 @@ def test_a_run_ends_with_all_that_the_contract_promises(finished):
         assert any((finished / "logs" / "tiny" / stage).rglob("*.log")), stage
 
 
+def test_snakemakes_own_report_has_our_page_and_what_every_job_took(finished, tmp_path):
+    results = finished / "results" / "tiny"
+    assert "<h3>What it took</h3>" in (results / "report.html").read_text()
+    done = snakemake(finished, "--report", str(tmp_path / "snakemake.html"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"Adding {name} " in done.stderr for name in ("report.html", "metrics.tsv", "summary.tsv"))
+    assert "one page that works offline" in (tmp_path / "snakemake.html").read_text()
+
+
 def test_a_configuration_that_the_cohort_does_not_need_is_left_out_and_the_report_and_the_log_say_why(finished):
     reason = "a patch at full resolution covers 100% of the median scan, a quarter or more"
     results, logs = finished / "results" / "tiny", finished / "logs" / "tiny"
