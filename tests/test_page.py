@@ -18,7 +18,7 @@ WITHOUT = "Chromium is not installed, so nothing shows that the page works in a 
 IS_REQUIRED = "REQUIRE_BROWSER" in os.environ
 pytestmark = pytest.mark.skipif(CHROMIUM is None and not IS_REQUIRED, reason=WITHOUT)
 ARTEFACTS = Path(__file__).parents[1] / "build"  # pictures of the page, to look at
-TABLE = "document.querySelector('table.filterable')"
+TABLE = "document.querySelector('#table ~ .scroll table')"
 SHOWN = f"[...{TABLE}.tBodies[0].rows].filter(row => !row.hidden)"
 
 
@@ -85,12 +85,12 @@ def test_a_click_on_a_heading_sorts_and_another_one_turns_the_order(opened: Brow
 
 def test_rows_are_filtered_by_text_and_by_choice_and_counted(opened: Browser) -> None:
     assert len(column(opened, "case")) == 8
-    change = "document.querySelector('.filters input').value = 'CASE_2'"
-    told = "document.querySelector('.filters').dispatchEvent(new Event('input'))"
+    change = "document.querySelector('#table ~ .filters input').value = 'CASE_2'"
+    told = "document.querySelector('#table ~ .filters').dispatchEvent(new Event('input'))"
     opened.run(f"{change}; {told}")
     assert set(column(opened, "case")) == {"case_2"}
-    assert opened.run("document.querySelector('.filters output').value") == "2 of 8 rows"
-    opened.run(f"document.querySelectorAll('.filters select')[1].value = '={EVIL}'; {told}")
+    assert opened.run("document.querySelector('#table ~ .filters output').value") == "2 of 8 rows"
+    opened.run(f"document.querySelectorAll('#table ~ .filters select')[1].value = '={EVIL}'; {told}")
     assert column(opened, "label") == [EVIL]
 
 

@@ -22,7 +22,7 @@ from tests.checked import write_checked
 
 LABELS = {0: "background", 1: "anterior", 2: "posterior"}
 CONFIGURATIONS = ("2d", "3d_fullres")
-IS_USABLE = "document.querySelector('.filters output')?.value"
+IS_USABLE = "document.querySelector('#table ~ .filters output')?.value"
 
 
 def main(scans: Path, folder: Path) -> None:
