@@ -337,6 +337,8 @@ def test_measures_do_not_depend_on_dtype_or_memory_order(dtype, order):
     options = {"labels": [2, 300], "spacing_mm": ODD_SPACING_MM, "tolerance_mm": 0.5}
     stored = (np.asarray(array, dtype=dtype, order=order) for array in (reference, prediction))
     assert metrics.measure(*stored, **options) == metrics.measure(reference, prediction, **options)
+    mixed = reference.astype(np.uint64), prediction.astype(dtype)
+    assert metrics.measure(*mixed, **options) == metrics.measure(reference, prediction, **options)
 
 
 def test_negative_voxels_are_background():

@@ -56,8 +56,8 @@ def make_pair(
 def _box(reference: Segmentation, prediction: Segmentation) -> tuple[slice, ...]:
     """Around all that is not background in one of them; empty if nothing is."""
     is_used = [np.zeros(size, np.bool_) for size in reference.shape]
-    for index, planes in enumerate(zip(reference, prediction, strict=True)):
-        foreground = (planes[0] | planes[1]) != 0
+    for index, (plane, other) in enumerate(zip(reference, prediction, strict=True)):
+        foreground = (plane != 0) | (other != 0)
         rows = foreground.any(axis=1)
         is_used[0][index] = rows.any()
         is_used[1] |= rows

