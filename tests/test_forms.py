@@ -121,7 +121,7 @@ def test_a_form_that_is_far_slower_than_another_is_given_up_after_two_steps(monk
 
     monkeypatch.setattr(forms, "training_step", training_step)
     monkeypatch.setattr(forms.time, "perf_counter", lambda: clock[0])
-    for rival_s, steps in ((0.15, 2), (0.22, 4)):
+    for rival_s, steps in ((0.15, 2), (0.22, 3)):
         clock[0] = 0.0
         assert forms.seconds_per_step(forms.named_form(PLANNED), make_plan(), 4, 2, CPU, rival_s=rival_s) == 0.25
         assert clock[0] == 0.25 * steps
