@@ -53,7 +53,11 @@ def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int
     """
     begin = time.perf_counter()
     forms = candidate_forms(device, plan.dims)
-    batch = plan.batch_size if device.where.type == "cuda" else probe_batch(plan, TIMED_CPU_VOXELS)
+    batch = plan.batch_size
+    if (
+        device.where.type == "cpu"
+    ):  # of a single patch torch computes small float32 convolutions another, far slower way
+        batch = min(batch, max(2, probe_batch(plan, TIMED_CPU_VOXELS)))
     measured: dict[int, float] = {}
     names: dict[int, str] = {}
     for width in widths:
