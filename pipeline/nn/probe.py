@@ -54,9 +54,7 @@ def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int
     begin = time.perf_counter()
     forms = candidate_forms(device, plan.dims)
     batch = plan.batch_size
-    if (
-        device.where.type == "cpu"
-    ):  # of a single patch torch computes small float32 convolutions another, far slower way
+    if device.where.type == "cpu":  # a single patch goes through float32 convolutions another, far slower way
         batch = min(batch, max(2, probe_batch(plan, TIMED_CPU_VOXELS)))
     measured: dict[int, float] = {}
     names: dict[int, str] = {}
