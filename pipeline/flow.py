@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline import errors, records
 from pipeline.config import DEMO, LOW_RESOLUTION, PREVIOUS, complete, settings_of
-from pipeline.layouts import watched
+from pipeline.errors import CohortError, ConfigError
+from pipeline.layouts import description, watched
 from pipeline.paths import Fold, Results
 
 PREPARING = ("bias.py", "images.py", "intensity.py", "preprocess.py", "resample.py")
@@ -190,10 +191,26 @@ def _with_declared(config: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in config.items() if value not in (None, {})}
     if given.get("cohort") == DEMO or given.get("task") == "regression":
         return given
-    declared = watched.config_of(Path(str(given.get("cohort", ""))))
+    place = Path(str(given.get("cohort", "")))
+    declared = watched.config_of(place)
+    _refuse_unusable({key: value for key, value in declared.items() if key not in given}, place)
     if isinstance(own := given.get("normalisation"), Mapping):  # channel by channel
         given["normalisation"] = declared.get("normalisation", {}) | {str(index): name for index, name in own.items()}
     return {**declared, **given}
+
+
+def _refuse_unusable(declared: Mapping[str, Any], place: Path) -> None:
+    """
+    Raises:
+        CohortError: what would be a mistake in config.yaml stands in the cohort's dataset.json.
+    """
+    try:
+        complete({"name": DEMO, "cohort": DEMO, **declared})
+    except ConfigError as error:
+        found = str(error).removeprefix("config: ").rstrip(".")
+        raise CohortError(
+            f"{place / description.FILE}: {found}. Correct the file, or give {' and '.join(declared)} in config.yaml, which wins."
+        ) from error
 
 
 def to_json(value: Any) -> str:

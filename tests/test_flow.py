@@ -1,7 +1,10 @@
 """What the Snakefile asks of a configuration."""
 
+import json
 import re
 from pathlib import Path
+
+import pytest
 
 from pipeline import flow
 from pipeline.flow import Run
@@ -62,6 +65,27 @@ def test_regions_of_the_dataset_decide_the_loss_unless_the_user_gives_others(tmp
     assert run.config["ignore_label"] == 9
     assert Run({**config, "regions": {"all": [1, 2]}}).config["regions"] == {"all": [1, 2]}
     assert Run({**config, "task": "regression"}).config["regions"] == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"whole": [1, 2], "core": [2, 3]}, "regions.core is [2, 3], regions.whole is [1, 2]: they overlap"),
+        ({"core": [2], "whole": [1, 2]}, "regions.core is [2]: one value that no later region has expected"),
+        ({"whole": [1, "two"]}, "regions.whole.1 is 'two'"),
+        ({"whole": [1, 2], "ignore": 2}, "ignore_label is 2, yet regions.whole has it"),
+    ],
+)
+def test_regions_that_cannot_be_are_looked_for_in_the_file_that_declares_them(
+    tmp_path, monkeypatch, capsys, labels, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(SystemExit):
+        Run({"name": "a", "cohort": "."})
+    assert f"CohortError: dataset.json: {message}" in capsys.readouterr().err
+    given = {"regions": {"all": [1]}, "ignore_label": 9}
+    assert Run({"name": "a", "cohort": ".", **given}).config["regions"] == given["regions"], "what the user says wins"
 
 
 def test_nnunets_names_of_channels_decide_how_they_are_normalised_unless_the_user_does(tmp_path, monkeypatch):

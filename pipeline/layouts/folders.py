@@ -10,16 +10,8 @@ from pathlib import Path
 
 from pipeline.errors import CohortError
 from pipeline.formats import split_suffix
-from pipeline.layouts.found import (
-    CHANNEL,
-    Found,
-    Wanted,
-    channels_of_config,
-    named_labels,
-    sorted_cases,
-    subject_of,
-)
-from pipeline.records import NO_FOLD, Case, Cohort
+from pipeline.layouts.found import CHANNEL, Found, Wanted, cohort_of_config, sorted_cases, subject_of
+from pipeline.records import NO_FOLD, Case
 
 IMAGES, LABELS = "images", "labels"
 BESIDE_SCANS = (
@@ -44,15 +36,7 @@ def read(place: Path, wanted: Wanted) -> Found:
     Raises:
         CohortError: names of channels or labels that are missing, or files that do not belong together.
     """
-    cohort = Cohort(
-        name=place.absolute().name,
-        layout="folders",
-        labels=named_labels(place, {}, wanted),
-        channels=channels_of_config(place, wanted),
-        ignore_label=wanted.ignore_label,
-        regions=dict(wanted.regions),
-        task=wanted.task,
-    )
+    cohort = cohort_of_config(place, place.absolute().name, "folders", wanted)
     images, labels = _files(place / IMAGES), _files(place / LABELS)
     channels = _channels(place / IMAGES, images, len(cohort.channels))
     if lonely := sorted(set(labels) - set(channels)):

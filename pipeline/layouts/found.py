@@ -104,6 +104,23 @@ def channels_of_config(source: Path, wanted: Wanted) -> dict[int, str]:
     return {index: wanted.channels[str(index)] for index in range(len(wanted.channels))}
 
 
+def cohort_of_config(source: Path, name: str, layout: str, wanted: Wanted) -> Cohort:
+    """The cohort of a layout that has no place for names: config.yaml has all of them.
+
+    Raises:
+        CohortError: no label or no channel is named.
+    """
+    return Cohort(
+        name=name,
+        layout=layout,
+        labels=named_labels(source, {}, wanted),
+        channels=channels_of_config(source, wanted),
+        ignore_label=wanted.ignore_label,
+        regions=dict(wanted.regions),
+        task=wanted.task,
+    )
+
+
 def renamed_channels(source: Path, declared: Sequence[str], wanted: Wanted) -> dict[int, str]:
     """Names by index.
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 from pipeline.errors import CohortError
-from pipeline.layouts.found import Found, Wanted, channels_of_config, named_labels, sorted_cases, subject_of
-from pipeline.records import NO_FOLD, Case, Cohort, Split
+from pipeline.layouts.found import Found, Wanted, cohort_of_config, sorted_cases, subject_of
+from pipeline.records import NO_FOLD, Case, Split
 
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 
@@ -28,15 +28,7 @@ def read(place: Path, wanted: Wanted) -> Found:
     Raises:
         CohortError: a table that cannot be read, or a cell that is not what its column is for.
     """
-    cohort = Cohort(
-        name=place.stem,
-        layout="table",
-        labels=named_labels(place, {}, wanted),
-        channels=channels_of_config(place, wanted),
-        ignore_label=wanted.ignore_label,
-        regions=dict(wanted.regions),
-        task=wanted.task,
-    )
+    cohort = cohort_of_config(place, place.stem, "table", wanted)
     rows = _rows(place)
     return Found(cohort, sorted_cases(place, [_case(place, line, row, len(cohort.channels)) for line, row in rows]))
 
