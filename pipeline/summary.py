@@ -43,6 +43,7 @@ class Score:
     precision: float | None
     nsd_voxel: float | None = None
     hd95_voxel_mm: float | None = None
+    hd95_voxel_pooled_mm: float | None = None
     lesion_tp: int | None = None
     lesion_fp: int | None = None
     lesion_fn: int | None = None
@@ -56,13 +57,18 @@ class Score:
 
 
 SHARES = ("dsc", "nsd", "iou", "sensitivity", "precision")
-DISTANCES = ("hd95", "hd", "assd", "hd95_voxel")
+DISTANCES = ("hd95", "hd", "assd")
+VOXEL_DISTANCES = ("hd95_voxel", "hd95_voxel_pooled")
 LESION_COUNTS = ("lesion_tp", "lesion_fp", "lesion_fn")
 LESION_SHARES = ("lesion_sensitivity", "lesion_precision", "lesion_f1", "sq", "pq")
-ON_REQUEST = ("nsd_voxel", "hd95_voxel_mm", "hd95_voxel_worst_mm", *LESION_SHARES, "lesion_fp_per_case")
+ON_REQUEST = (
+    "nsd_voxel",
+    *(f"{distance}{end}_mm" for distance in VOXEL_DISTANCES for end in ("", "_worst")),
+    *(*LESION_SHARES, "lesion_fp_per_case"),
+)
 MEASURES = (
     *SHARES,
-    *(f"{distance}{end}_mm" for distance in DISTANCES[:3] for end in ("", "_worst")),
+    *(f"{distance}{end}_mm" for distance in DISTANCES for end in ("", "_worst")),
     *("volume_difference_ml", "volume_difference_abs_ml"),
     *("volume_difference_relative", "volume_difference_abs_relative"),
     *ON_REQUEST,
@@ -137,7 +143,7 @@ def _counts(scores: Sequence[Score]) -> dict[str, int]:
 def values_of(score: Score) -> dict[str, float | None]:
     """What is averaged over cases, by its column."""
     values = {name: getattr(score, name) for name in (*SHARES, "nsd_voxel", *LESION_SHARES)}
-    for name in DISTANCES:
+    for name in (*DISTANCES, *VOXEL_DISTANCES):
         distance_mm = getattr(score, f"{name}_mm")
         is_infinite = distance_mm is not None and math.isinf(distance_mm)
         values[f"{name}_mm"] = None if is_infinite else distance_mm

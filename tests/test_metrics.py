@@ -55,47 +55,47 @@ def cube(low: int, high: int) -> tuple[slice, slice, slice]:
 S16, MID = (16, 16, 16), slice(4, 9)
 F32_SPACING_MM = (float(np.float32(0.8)), float(np.float32(0.8)), 2.5)
 # Source: vectors that the project measured with MONAI and surface-distance (surface elements).
-# id: reference, prediction, spacing, tolerance, dsc, hd, hd95, nsd, and hd95 and nsd of voxel edges
+# id: reference, prediction, spacing, tolerance, dsc, hd, hd95, nsd, and of voxel edges hd95, hd95 pooled and nsd
 VECTORS = {
     "V1 one voxel against another": (
         *(box((10, 10, 10), 5, 6, 7), box((10, 10, 10), 5, 6, 9), (3, 2, 1), 1),
-        *(0, 2, 2, 0.5, 2, 0),
+        *(0, 2, 2, 0.5, 2, 2, 0),
     ),
     "V2 half images, a slice apart": (
         *(box((100,) * 3, slice(0, 50)), box((100,) * 3, slice(0, 51)), (2, 1, 1), 1),
-        *(0.990099, 2, 2, 0.836145, 2, 0.754935),
+        *(0.990099, 2, 2, 0.836145, 2, 2, 0.754935),
     ),
     "V3 shifted along K": (
         *(box(S16, MID, MID, MID), box(S16, MID, MID, slice(5, 10)), (1, 1, 2.5), 1),
-        *(0.8, 2.5, 2.5, 0.837561, 2.5, 0.734694),
+        *(0.8, 2.5, 2.5, 0.837561, 2.5, 2.5, 0.734694),
     ),
     "V3 shifted along K, tolerated": (
         *(box(S16, MID, MID, MID), box(S16, MID, MID, slice(5, 10)), (1, 1, 2.5), 2.5),
-        *(0.8, 2.5, 2.5, 1, 2.5, 1),
+        *(0.8, 2.5, 2.5, 1, 2.5, 2.5, 1),
     ),
     "V4 an island": (
         *(box((40,) * 3, *cube(5, 15)), box((40,) * 3, *cube(5, 15)) | box((40,) * 3, *cube(30, 33))),
-        *((1, 1, 1), 1, 0.986680, 31.176915, 27.748874, 0.963530, 9.699485, 0.974052),
+        *((1, 1, 1), 1, 0.986680, 31.176915, 27.748874, 0.963530, 9.699485, 0, 0.974052),
     ),
     "V5 touching the edge of the image": (
         *(box(S16, slice(0, 4), MID, MID), box(S16, slice(0, 5), MID, MID), (1, 1, 1), 1),
-        *(0.888889, 1, 1, 1, 1, 1),
+        *(0.888889, 1, 1, 1, 1, 1, 1),
     ),
     "V6 two dimensions": (
         *(box((16, 16, 1), MID, MID), box((16, 16, 1), MID, slice(5, 10)), (1, 1, 5), 1),
-        *(0.8, 1, 1, 1, 1, 1),
+        *(0.8, 1, 1, 1, 1, 1, 1),
     ),
     "V7 cube in a cube": (
         *(box((20,) * 3, *cube(6, 14)), box((20,) * 3, *cube(4, 16)), (1, 1, 1), 2),
-        *(0.457143, 3.464102, 2.828427, 0.715125, 2.828427, 0.664062),
+        *(0.457143, 3.464102, 2.828427, 0.715125, 2.828427, 2.828427, 0.664062),
     ),
     "V8 ball in a ball": (
         *(ball(400), ball(324), (1, 1, 1), 2),
-        *(0.844376, 2.449490, 2.236068, 0.914973, 2.236068, 0.7),
+        *(0.844376, 2.449490, 2.236068, 0.914973, 2.236068, 2.236068, 0.7),
     ),
     "V9 float32 spacing": (
         *(box(S16, MID, MID, MID), box(S16, slice(5, 10), MID, MID), F32_SPACING_MM, 0.8),
-        *(0.8, F32_SPACING_MM[0], F32_SPACING_MM[0], 1, F32_SPACING_MM[0], 1),
+        *(0.8, F32_SPACING_MM[0], F32_SPACING_MM[0], 1, F32_SPACING_MM[0], F32_SPACING_MM[0], 1),
     ),
 }
 
@@ -104,7 +104,8 @@ VECTORS = {
 def test_measures_agree_with_independent_implementations(vector):
     reference, prediction, spacing_mm, tolerance_mm, *expected = vector
     found = measure_one(reference, prediction, spacing_mm, tolerance_mm)
-    numbers = [found.dsc, found.hd_mm, found.hd95_mm, found.nsd, found.hd95_voxel_mm, found.nsd_voxel]
+    numbers = [found.dsc, found.hd_mm, found.hd95_mm, found.nsd]
+    numbers += [found.hd95_voxel_mm, found.hd95_voxel_pooled_mm, found.nsd_voxel]
     assert numbers == pytest.approx(expected, abs=1e-6)
 
 
@@ -174,6 +175,7 @@ def test_neighbouring_voxels_are_one_step_of_their_own_axis_apart(axis, step_mm)
         assd_mm=pytest.approx(step_mm / 2),
         nsd_voxel=0,
         hd95_voxel_mm=pytest.approx(step_mm),
+        hd95_voxel_pooled_mm=pytest.approx(step_mm),
     )
 
 
@@ -267,7 +269,7 @@ def test_contour_of_one_slice_does_not_depend_on_its_thickness_or_axis():
 
 
 OVERLAPS = ("dsc", "iou", "sensitivity", "precision", "nsd", "nsd_voxel")
-DISTANCES = ("hd95_mm", "hd_mm", "assd_mm", "hd95_voxel_mm")
+DISTANCES = ("hd95_mm", "hd_mm", "assd_mm", "hd95_voxel_mm", "hd95_voxel_pooled_mm")
 
 
 def values(one: metrics.LabelMeasures, names: tuple[str, ...]) -> list[float | None]:
@@ -278,20 +280,20 @@ def test_missed_label_scores_zero_and_infinity():
     found = measure_one(box(ODD_SHAPE, 3, 3, 3), np.zeros(ODD_SHAPE), (10, 10, 10))
     assert (found.status, found.reference_ml, found.prediction_ml, found.volume_difference_ml) == ("missed", 1, 0, -1)
     assert found.volume_difference_relative == -1
-    assert values(found, OVERLAPS) == [0] * 6 and values(found, DISTANCES) == [math.inf] * 4
+    assert values(found, OVERLAPS) == [0] * 6 and values(found, DISTANCES) == [math.inf] * 5
 
 
 def test_false_positive_label_scores_zero_and_infinity():
     found = measure_one(np.zeros(ODD_SHAPE), box(ODD_SHAPE, 3, 3, 3), (10, 10, 10))
     assert (found.status, found.reference_ml, found.volume_difference_ml) == ("false_positive", 0, 1)
     assert found.volume_difference_relative is None
-    assert values(found, OVERLAPS) == [0] * 6 and values(found, DISTANCES) == [math.inf] * 4
+    assert values(found, OVERLAPS) == [0] * 6 and values(found, DISTANCES) == [math.inf] * 5
 
 
 def test_label_in_neither_mask_has_no_values():
     found = measure_one(np.zeros(ODD_SHAPE), np.zeros(ODD_SHAPE))
     assert (found.status, found.reference_ml, found.volume_difference_relative) == ("absent_ok", 0, None)
-    assert values(found, (*OVERLAPS, *DISTANCES)) == [None] * 10
+    assert values(found, (*OVERLAPS, *DISTANCES)) == [None] * 11
 
 
 def test_overlaps_share_what_they_say():
@@ -304,7 +306,7 @@ def test_overlaps_share_what_they_say():
 
 def test_voxel_edges_are_measured_only_if_asked_for():
     one = metrics.measure(ZEROS + 1, ZEROS + 1, labels=[1], spacing_mm=(1, 1, 1), tolerance_mm=1)[0]
-    assert (one.nsd, one.nsd_voxel, one.hd95_voxel_mm) == (1, None, None)
+    assert (one.nsd, one.nsd_voxel, one.hd95_voxel_mm, one.hd95_voxel_pooled_mm) == (1, None, None, None)
 
 
 def test_one_voxel_image_has_a_surface():
@@ -325,7 +327,7 @@ def test_each_label_is_measured_as_if_alone_in_the_order_asked():
     labels = [300, 7, 2, 4]
     found = metrics.measure(reference, prediction, labels=labels, spacing_mm=ODD_SPACING_MM, tolerance_mm=0.5)
     alone = [measure_one(reference == n, prediction == n, ODD_SPACING_MM, 0.5) for n in labels]
-    alone = [dataclasses.replace(one, nsd_voxel=None, hd95_voxel_mm=None) for one in alone]
+    alone = [dataclasses.replace(one, nsd_voxel=None, hd95_voxel_mm=None, hd95_voxel_pooled_mm=None) for one in alone]
     assert found == [dataclasses.replace(one, label=n) for one, n in zip(alone, labels, strict=True)]
     assert [one.status for one in found] == ["ok", "missed", "ok", "absent_ok"]
 
@@ -432,7 +434,7 @@ def test_background_around_the_image_changes_nothing(reference, prediction, spac
 @settings(max_examples=40, deadline=None)
 @given(masks(), spacings_mm)
 def test_a_mask_matches_itself_perfectly(mask, spacing_mm):
-    expected = [1] * 4 + [0] * 4 if mask.any() else [None] * 8
+    expected = [1] * 4 + [0] * 5 if mask.any() else [None] * 9
     assert numbers(measure_one(mask, mask, spacing_mm)) == expected
 
 

@@ -53,6 +53,7 @@ class LabelMeasures:
     assd_mm: float | None
     nsd_voxel: float | None = None
     hd95_voxel_mm: float | None = None
+    hd95_voxel_pooled_mm: float | None = None
 
 
 def measure(
@@ -102,6 +103,7 @@ def measure(
                 assd_mm=surfaces.assd_mm(distances),
                 nsd_voxel=surfaces.nsd(by_edges, tolerance_mm=tolerance_mm) if by_edges else None,
                 hd95_voxel_mm=voxel_edges.hd95_voxel_mm(by_edges) if by_edges else None,
+                hd95_voxel_pooled_mm=voxel_edges.hd95_voxel_pooled_mm(by_edges) if by_edges else None,
             )
         )
     return measures

@@ -40,6 +40,13 @@ def hd95_voxel_mm(distances: SurfaceDistances) -> float | None:
     return max(float(np.percentile(distances.distances_mm[side], 95)) for side in sides)
 
 
+def hd95_voxel_pooled_mm(distances: SurfaceDistances) -> float | None:
+    """95th percentile of the distances of both directions together, as MedPy's: an island drowns in it. Empty: as `hd95_mm`."""
+    if distances.distances_mm.size and math.isinf(distances.distances_mm[0]):
+        return math.inf
+    return float(np.percentile(distances.distances_mm, 95)) if distances.distances_mm.size else None
+
+
 def _edges(ranked: Ranks, flat_axis: int | None) -> Edges:
     is_edge = np.zeros(ranked.shape, np.bool_)
     for axis in range(3):
