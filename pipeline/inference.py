@@ -83,6 +83,7 @@ def main(
         "reason": reason,
         "mem_mb": memory_mb(model.plan, model.width, chosen, scans, wanted["memory_gib"]),
         "fold": fold,
+        "device": str(processor),
         "tried": [as_row(one) for one in tried],
     }
     records.write_json(files.inference(configuration), content)

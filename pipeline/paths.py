@@ -8,6 +8,10 @@ from pathlib import Path
 
 Fold = int | str
 
+STAGES = (
+    *("discover", "check", "fingerprint", "plan", "preprocess", "train"),
+    *("inference", "predict", "ensemble", "evaluate", "report"),
+)  # in the order of the flow: the names of modules, rules and folders
 COST = ".cost.tsv"  # ends the name of every file that `Results.cost` names
 
 

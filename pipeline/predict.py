@@ -59,7 +59,7 @@ def main(
         write_prediction(masks[-1], [prediction], model.plan, case.channels[0])
     if keep_probabilities:
         records.write_file_list(files.list_of_probabilities(configuration, fold), records.digests(maps))
-    records.write_file_list(files.predicted(configuration, fold), records.digests(masks))
+    records.write_file_list(files.predicted(configuration, fold), records.digests(masks), device=str(processor))
 
 
 def predict_case(

@@ -262,9 +262,10 @@ def digests(files: Iterable[Path]) -> dict[Path, str]:
     return {file: sha256(file) for file in files}
 
 
-def write_file_list(path: Path, files: Mapping[Path, str]) -> None:
-    """The files that a job made, with their digests, as its one declared output."""
-    write_json(path, {"files": {str(file): digest for file, digest in files.items()}})
+def write_file_list(path: Path, files: Mapping[Path, str], *, device: str = "") -> None:
+    """The files that a job made, with their digests and what they were computed on, as its one declared output."""
+    listed = {str(file): digest for file, digest in files.items()}
+    write_json(path, {"device": device, "files": listed} if device else {"files": listed})
 
 
 def verify_file_list(path: Path) -> None:

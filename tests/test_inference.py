@@ -172,6 +172,7 @@ def test_the_stage_writes_what_it_tried_and_predict_reads_it(tmp_path, monkeypat
     written = records.read_json(files.inference("3d_fullres"))
     assert written["tried"][0]["window"] == 1
     assert 500 < written["mem_mb"] < 2000
+    assert written["device"].startswith("CPU, ")
     assert read_setting(files.inference("3d_fullres")) in [
         Setting(row["window"], row["overlap"], row["mirror"]) for row in written["tried"]
     ]

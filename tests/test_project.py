@@ -10,20 +10,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from pipeline.paths import STAGES
+
 ROOT = Path(__file__).parents[1]
-STAGES = [
-    "discover",
-    "check",
-    "fingerprint",
-    "plan",
-    "preprocess",
-    "train",
-    "inference",
-    "predict",
-    "ensemble",
-    "evaluate",
-    "report",
-]
 HEAVY = {"train", "inference", "predict", "segment", "export"}
 LIGHT = sorted(
     path.stem for path in (ROOT / "pipeline").iterdir() if path.stem not in {"nn", "__pycache__", "__init__"}

@@ -296,9 +296,28 @@ def test_what_each_stage_took_is_said_as_snakemake_measured_it() -> None:
         records.write_table(files.cost("train", f"2d/fold_{fold}"), list(cost), [cost])
     short = {"s": 0.6, "h:m:s": "0:00:00", "max_rss": "NA", "mean_load": "NA"}
     records.write_table(files.cost("check"), list(short), [short])
-    check = {"stage": "check", "jobs": 1, "minutes": 0.01, "peak_gib": None}
-    assert provenance.stage_costs(files) == [check, {"stage": "train", "jobs": 2, "minutes": 2.0, "peak_gib": 2.0}]
-    assert '<td class="num">2</td><td class="num">2.0</td><td class="num">2.00</td>' in page_of(files)
+    check = {"stage": "check", "jobs": 1, "minutes": 0.01, "peak_gib": None, "devices": ["CPU"]}
+    train = {"stage": "train", "jobs": 2, "minutes": 2.0, "peak_gib": 2.0, "devices": [f"CPU {EVIL}"]}
+    assert provenance.stage_costs(files, ["2d"], [0, 1]) == [check, train]
+    costs = '<td class="num">2</td><td class="num">2.0</td><td class="num">2.00</td><td class="free">'
+    assert f"{costs}CPU &lt;script&gt;" in page_of(files)
+
+
+def test_devices_are_those_that_the_stages_wrote_down() -> None:
+    files = make_run(["2d", "3d"], {1: "liver"}, [1])
+    nothing = {"plan": [], "inference": [], "predict": []}
+    assert provenance.devices(files, ["2d", "3d"], [0, 1]) == {**nothing, "train": [f"CPU {EVIL}"]}
+    records.write_facts(files.training_facts("3d", 1), facts(device="GPU A"))
+    records.write_json(files.plan("2d"), {"widths": [{"device": "GPU A"}, {"device": "GPU A"}]})
+    records.write_json(files.inference("3d"), {"device": "GPU B"})
+    records.write_file_list(files.predicted("2d", 0), {}, device="GPU B")
+    records.write_file_list(files.predicted("2d", 1), {}, device="CPU, 2 threads")
+    assert provenance.devices(files, ["2d", "3d"], [0, 1]) == {
+        "plan": ["GPU A"],
+        "train": [f"CPU {EVIL}", "GPU A"],
+        "inference": ["GPU B"],
+        "predict": ["CPU, 2 threads", "GPU B"],
+    }
 
 
 def test_the_commit_is_that_of_the_checkout_and_says_if_it_was_changed(tmp_path: Path) -> None:
@@ -325,7 +344,7 @@ def test_lesions_and_voxel_edges_are_shown_where_they_were_measured() -> None:
     assert "Further measures" in page and "voxel edges" not in page and "<h3>Lesions</h3>" not in page
     evaluate.main(files.name, "2d", "0,1", json.dumps({"tolerance_mm": 2, "lesions": "all", "voxel_edges": True}))
     page = page_of(files)
-    assert page.count("voxel edges") == 2 and "<h3>Lesions</h3>" in page and "an IoU of at least 0.5" in page
+    assert page.count("voxel edges") == 4 and "<h3>Lesions</h3>" in page and "an IoU of at least 0.5" in page
 
 
 def test_configurations_are_compared_and_a_single_one_is_not() -> None:

@@ -66,7 +66,7 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
         "choice": stages.read_choice(files, cohort) if files.choice.exists() else None,
         "problems": problems,
         "provenance": provenance(files),
-        "costs": stage_costs(files),
+        "costs": stage_costs(files, trained, folds),
         "settings": json.loads(config),
         "config": yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True),
     }

@@ -7,26 +7,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from pipeline import records
-from pipeline.paths import COST, Results
+from pipeline.paths import COST, STAGES, Results
 from pipeline.report.scores import Row
 
 PACKAGES = ("segsnake", "torch", "monai", "numpy", "scipy", "nibabel", "snakemake")
-STAGES = (
-    "discover",
-    "check",
-    "fingerprint",
-    "plan",
-    "preprocess",
-    "train",
-    "inference",
-    "predict",
-    "ensemble",
-    "evaluate",
-)
 UNKNOWN = ("-", "NA")  # in a table of Snakemake
 HERE = Path(__file__).resolve().parents[2]  # the checkout, where there is one
 
@@ -71,21 +60,39 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def stage_costs(files: Results, stages: Sequence[str] = STAGES) -> list[Row]:
-    """Per stage that was measured: jobs, minutes of all of them one after the other, and the most memory of one.
+def stage_costs(files: Results, configurations: Sequence[str], folds: Sequence[int]) -> list[Row]:
+    """Per stage that was measured: jobs, minutes of all of them one after the other, the most memory of one, and devices.
 
-    The memory of a job that is over before Snakemake looks is not known; if no job's is, None.
+    The memory of a job that is over before Snakemake looks is not known; if no job's is, None. Stages that cannot use a
+    GPU are said to run on a CPU; what the others used is empty where they did not write it down.
     """
     rows: list[Row] = []
-    for stage in stages:
+    used = devices(files, configurations, folds)
+    for stage in STAGES:
         jobs = [records.read_table(path)[0] for path in files.log(stage).parent.rglob(f"*{COST}")]
         if jobs:
             minutes = sum(float(job["s"]) for job in jobs) / 60
             known_gib = [float(job["max_rss"]) / 1024 for job in jobs if job["max_rss"] not in UNKNOWN]  # it counts MiB
-            rows.append(
-                {"stage": stage, "jobs": len(jobs), "minutes": minutes, "peak_gib": max(known_gib, default=None)}
-            )
+            measured = {"jobs": len(jobs), "minutes": minutes, "peak_gib": max(known_gib, default=None)}
+            rows.append({"stage": stage, **measured, "devices": used.get(stage, ["CPU"])})
     return rows
+
+
+def devices(files: Results, configurations: Sequence[str], folds: Sequence[int]) -> dict[str, list[str]]:
+    """What each stage that may use a GPU computed on, by its own records, each device once."""
+    jobs = [(name, fold) for name in configurations for fold in folds]
+    plans = [_read_if_there(files.plan(name)) for name in configurations]
+    found = {
+        "plan": [width.get("device") for plan in plans for width in plan.get("widths", ())],
+        "train": [_read_if_there(files.training_facts(*job)).get("device") for job in jobs],
+        "inference": [_read_if_there(files.inference(name)).get("device") for name in configurations],
+        "predict": [_read_if_there(files.predicted(*job)).get("device") for job in jobs],
+    }
+    return {stage: sorted({device for device in of_stage if device}) for stage, of_stage in found.items()}
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return records.read_json(path) if path.exists() else {}
 
 
 def _version(package: str) -> str:
