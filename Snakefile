@@ -150,9 +150,9 @@ rule preprocess:
     params:
         results=run.name,
         code=run.preparing_code,
-    # as many cases at once as threads, each with one: BLAS would take them all for every case
+    # as many cases at once as threads, each with one: BLAS, which Snakemake gives them all, would take them for every case
     shell:
-        "OMP_NUM_THREADS=1 python -m pipeline.preprocess --results {params.results:q} --configuration {wildcards.configuration}"
+        "OPENBLAS_NUM_THREADS=1 python -m pipeline.preprocess --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --code {params.code} --threads {threads} 2>&1 | tee {log:q}"
 
 
@@ -301,6 +301,8 @@ rule report:
         report(files.report, caption=f"{captions}/page.rst", category="Report"),
     log:
         files.log("report"),
+    benchmark:
+        files.cost("report")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -319,6 +321,8 @@ rule segment_shard:
         files.segment_shard("{shard}"),
     log:
         files.log("segment", "shard_{shard}"),
+    benchmark:
+        files.cost("segment", "shard_{shard}")
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -345,6 +349,8 @@ rule segment:
         run.segment_shards,
     log:
         files.log("segment"),
+    benchmark:
+        files.cost("segment")
     conda:
         "envs/environment.yaml"
     params:
@@ -360,6 +366,8 @@ rule export:
     """Trained networks as MONAI bundles and ONNX, which run elsewhere: `snakemake export`. Trains nothing."""
     log:
         files.log("export"),
+    benchmark:
+        files.cost("export")
     conda:
         "envs/environment.yaml"
     threads: run.threads

@@ -99,6 +99,15 @@ def test_a_run_ends_with_all_that_the_contract_promises(finished):
         assert any((finished / "logs" / "tiny" / stage).rglob("*.log")), stage
 
 
+def test_every_job_leaves_its_command_and_its_cost_beside_each_other(finished):
+    logs = sorted((finished / "logs" / "tiny").rglob("*.log"))
+    assert {path.relative_to(finished / "logs" / "tiny").parts[0] for path in logs} >= {"check", "train", "report"}
+    for path in logs:
+        first = path.read_text().splitlines()[0]
+        assert first.startswith(f"cd {finished} && env PYTHONPATH={ROOT} OMP_NUM_THREADS="), first
+        assert path.with_suffix(".cost.tsv").exists(), path
+
+
 def test_snakemakes_own_report_has_our_page_and_what_every_job_took(finished, tmp_path):
     results = finished / "results" / "tiny"
     assert "<h3>What it took</h3>" in (results / "report.html").read_text()
