@@ -14,8 +14,8 @@ run = flow.Run(config)
 files = run.files
 captions = "pipeline/report/captions"  # for `snakemake --report`
 
-shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}"; ')
-workflow.global_resources.setdefault("gpu", run.config["train"]["gpus"])  # on one machine, trainings take turns
+shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}" {run.environment}; ')
+workflow.global_resources.setdefault("gpu", run.gpus_at_once)  # of one machine; a cluster has its own count
 
 
 resource_scopes:
@@ -121,14 +121,15 @@ checkpoint plan:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=run.config["train"]["gpus"],
+        gpu=1,
     params:
         results=run.name,
         settings=run.configuration,
         memory_gib=run.config["memory_gib"],
         device=run.config["device"],
     shell:
-        "python -m pipeline.plan --results {params.results:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.gpus {resources.gpu}"
+        " python -m pipeline.plan --results {params.results:q} --configuration {wildcards.configuration}"
         " --settings {params.settings:q} --memory-gib {params.memory_gib} --device {params.device}"
         " --threads {threads} 2>&1 | tee {log:q}"
 
@@ -180,7 +181,8 @@ rule train:
         seed=run.config["seed"],
     # a signal is for the training, which saves and says so: `tee` goes on until it has
     shell:
-        "{params.launch} pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.gpus {resources.gpu}"
+        " {params.launch} pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} --device {params.device}"
         " --seed {params.seed} --threads {threads} 2>&1"
         " | (trap '' INT TERM; exec tee {log:q})"
@@ -200,14 +202,15 @@ rule inference:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=run.config["train"]["gpus"],
+        gpu=1,
     params:
         results=run.name,
         fold=run.run_folds[0],
         settings=run.inference_settings,
         device=run.config["device"],
     shell:
-        "python -m pipeline.inference --results {params.results:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.gpus {resources.gpu}"
+        " python -m pipeline.inference --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {params.fold} --settings {params.settings:q} --device {params.device}"
         " --threads {threads} 2>&1 | tee {log:q}"
 
@@ -231,7 +234,7 @@ rule predict:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=run.config["train"]["gpus"],
+        gpu=1,
         mem_mb=run.predict_memory,
     params:
         results=run.name,
@@ -239,7 +242,8 @@ rule predict:
         probabilities="--keep-probabilities" if run.probabilities("{configuration}", "{fold}") else "",
         device=run.config["device"],
     shell:
-        "python -m pipeline.predict --results {params.results:q} --configuration {wildcards.configuration}"
+        "python -m pipeline.gpus {resources.gpu}"
+        " python -m pipeline.predict --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} {params.probabilities}"
         " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 
@@ -327,7 +331,7 @@ rule segment_shard:
         "envs/environment.yaml"
     threads: run.threads
     resources:
-        gpu=run.config["train"]["gpus"],
+        gpu=1,
         mem_mb=run.segment_memory,
     params:
         results=run.name,
@@ -338,7 +342,8 @@ rule segment_shard:
         device=run.config["device"],
         asked=run.now,
     shell:
-        "python -m pipeline.segment --results {params.results:q} --scans {params.scans:q} --folds {params.folds}"
+        "python -m pipeline.gpus {resources.gpu}"
+        " python -m pipeline.segment --results {params.results:q} --scans {params.scans:q} --folds {params.folds}"
         " --settings {params.settings:q} --shard {wildcards.shard} --shards {params.shards}"
         " --device {params.device} --threads {threads} 2>&1 | tee {log:q}"
 

@@ -21,11 +21,12 @@ from contextlib import contextmanager
 from typing import Annotated, get_type_hints
 
 USER_ERROR_EXIT_CODE = 2
-KEPT = (
+KEPT = (  # of a job's environment: where its code is, its threads, its GPU
     "PYTHONPATH",
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
-)  # of a job's environment: where its code is, its threads
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 class PipelineError(Exception):

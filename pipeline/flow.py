@@ -13,6 +13,7 @@ from typing import Any
 from pipeline import errors, records
 from pipeline.config import DEMO, LOW_RESOLUTION, PREVIOUS, complete, settings_of
 from pipeline.errors import CohortError, ConfigError
+from pipeline.gpus import SHARE, VISIBLE, gpu_ids
 from pipeline.layouts import description, watched
 from pipeline.paths import Fold, Results
 
@@ -118,6 +119,18 @@ class Run:
     @property
     def segment_shards(self) -> list[Path]:
         return [self.files.segment_shard(shard) for shard in range(self.config["segment"]["shards"])]
+
+    @property
+    def gpus_at_once(self) -> int:
+        """How many GPUs all jobs on one machine may have together; without one, trainings take turns as if for one."""
+        found = [] if self.config["device"] == "cpu" else gpu_ids()
+        return int(max(len(found), self.config["train"]["gpus"]) * self.config["gpu_share"])
+
+    @property
+    def environment(self) -> str:
+        """Shell assignments that every job gets; no parameters, for a changed one makes no result another."""
+        hidden = f" {VISIBLE}=" if self.config["device"] == "cpu" else ""
+        return f"{SHARE}={self.config['gpu_share']}{hidden}"
 
     @property
     def launch_training(self) -> str:
