@@ -22,6 +22,9 @@ resource_scopes:
     gpu="local",
 
 
+container: run.config["container"]  # for `--sdm apptainer`, as `conda:` is for `--sdm conda`
+
+
 wildcard_constraints:
     configuration="[^/]+",
     fold=r"\d+",

@@ -45,13 +45,13 @@ def test_every_stage_is_a_module_and_a_rule_in_the_order_of_the_flow():
 def test_conda_and_pip_pin_the_same_versions_and_pyproject_allows_them():
     environment = yaml.safe_load((ROOT / "envs" / "environment.yaml").read_text())
     conda = pins(environment["dependencies"][-1]["pip"])
-    needed = [Requirement(text) for text in PROJECT["dependencies"]]
+    extras = PROJECT["optional-dependencies"]
+    needed = [Requirement(text) for text in [*PROJECT["dependencies"], *extras["export"]]]
     assert sorted(conda) == sorted(requirement.name for requirement in needed)
     for requirement in needed:
         assert conda[requirement.name] == CONSTRAINTS[requirement.name]
         assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
-    extras = PROJECT["optional-dependencies"]
-    for requirement in map(Requirement, [*extras["export"], *extras["test"]]):
+    for requirement in map(Requirement, extras["test"]):
         assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
 
 
