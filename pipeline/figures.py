@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 from matplotlib.patheffects import withStroke
@@ -38,6 +38,7 @@ TILE_GAP = 6  # pixels between two
 TILE_REFERENCE, TILE_PREDICTION = (3, 0.55), (1, 1.0)  # width in pixels and opacity of an outline
 LARGEST_PATCH_CHANNELS = 3  # drawn
 JPEG: dict[str, Any] = {"quality": 75, "subsampling": 0}  # no chroma subsampling: it blurs thin coloured lines
+VALUES, DIFFERENCE = "cividis", "RdBu_r"  # colours of predicted values, and of how far they are off: 0 is white
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the low and the high end of each RAS axis
 
 Slice = NDArray[np.floating]  # (H, W)
@@ -62,6 +63,11 @@ PLANES = (Plane("axial", 2, 0, 1), Plane("coronal", 1, 0, 2), Plane("sagittal", 
 def label_colours(labels: Sequence[str]) -> dict[str, str]:
     """A colour-blind-safe colour per label, from the start again after seven."""
     return {label: PALETTE[index % len(PALETTE)] for index, label in enumerate(labels)}
+
+
+def colour_table(name: str) -> list[str]:
+    """The 256 colours of one of matplotlib's tables."""
+    return [to_hex(colour) for colour in colormaps[name](range(256))]
 
 
 def grey_window(volume: Volume | Slice, *, is_ct: bool) -> Window:

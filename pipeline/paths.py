@@ -144,6 +144,11 @@ class Results:
         """Scans and masks for the page's viewer, where they are too large to lie in the page."""
         return self.root / "report_cases"
 
+    @property
+    def report_cases_end(self) -> Path:
+        """Written last: the page asks for it when it opens, and says so where the folder is gone. No case is called like this."""
+        return self.report_cases / "_end.js"
+
     def report_case(self, case: str) -> Path:
         return self.report_cases / f"{case}.js"
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from pipeline.paths import Results
 from pipeline.report import viewer
 from tests.browser import CHROMIUM, Browser
-from tests.test_report import EVIL, make_run, page_of
+from tests.test_report import EVIL, make_run, make_run_of_values, page_of
 
 WITHOUT = "Chromium is not installed, so nothing shows that the page works in a browser"
 IS_REQUIRED = "REQUIRE_BROWSER" in os.environ
@@ -32,7 +33,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("run"))
-        files = make_run(["2d", "3d"], {1: "liver", 4: EVIL}, [1, 4])
+        files = make_run(["2d", "3d"], {1: "liver", 4: EVIL}, [1, 4], channels=["T1", EVIL])
         page_of(files, title=EVIL)
         yield files
 
@@ -115,6 +116,36 @@ def test_the_next_case_is_a_click_away_and_a_slider_goes_through_the_slices(open
     assert opened.run("document.querySelector('#viewer-planes label').textContent") == "axial 1 of 13 "
 
 
+def brightness(browser: Browser, number: int) -> list[float]:
+    """Of red, green and blue in one of the pictures of slices."""
+    script = f"""(canvas => {{
+        const {{width, height}} = canvas, pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+        const mean = values => values.reduce((sum, one) => sum + one) / values.length;
+        return [0, 1, 2].map(part => mean(pixels.filter((_, at) => at % 4 === part)));
+    }})(document.querySelectorAll('#viewer-planes canvas')[{number}])"""
+    return list(browser.run(script))
+
+
+def test_another_channel_is_shown_at_the_same_slice_and_stays_for_the_next_case(opened: Browser) -> None:
+    opened.run("document.querySelector('[data-case=case_3]').click()")
+    ready(opened, "case_3")
+    channel, slider = "document.getElementById('viewer-channel')", "document.querySelector('#viewer-planes input')"
+    assert opened.run(f"[...{channel}.options].map(option => option.text)") == ["T1", EVIL]
+    opened.run(f"{slider}.value = 3; {slider}.dispatchEvent(new Event('input'))")
+    before = brightness(opened, 0)
+    opened.run(f"{channel}.value = 1; {channel}.dispatchEvent(new Event('change'))")
+    ready(opened, "case_3")
+    assert opened.run("document.querySelector('#viewer-planes label').textContent") == "axial 4 of 13 "
+    assert brightness(opened, 0) != before
+    assert greys(opened, "#viewer-3d") > 200
+    opened.run("document.getElementById('viewer-next').click()")
+    opened.wait(
+        "document.getElementById('viewer').dataset.ready !== 'case_3' && document.getElementById('viewer').dataset.ready"
+    )
+    assert opened.run(f"{channel}.value") == "1"
+    opened.run(f"{channel}.value = 0")
+
+
 def test_right_is_right_and_front_is_up_in_the_slices(opened: Browser) -> None:
     """The first label lies on the left of the scan's axis, which runs to the patient's left: on the right of the picture."""
     opened.run("document.querySelector('[data-case=case_0]').click()")
@@ -135,6 +166,28 @@ def test_an_address_with_a_case_opens_it(browser: Browser, finished: Results) ->
     browser.wait("document.readyState === 'complete' && document.getElementById('viewer')?.dataset.ready === 'case_1'")
 
 
+def test_a_case_of_a_regression_shows_scan_reference_prediction_and_their_difference(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the prediction is too low, the difference is blue; there is one channel, so none to choose."""
+    monkeypatch.chdir(tmp_path)
+    files = make_run_of_values(["2d"])
+    page_of(files)
+    browser.errors.clear()
+    browser.open(files.report)
+    browser.run(f"{TABLE}.querySelector('[data-case=case_3]').click()")
+    ready(browser, "case_3")
+    assert browser.run("document.querySelectorAll('#viewer-planes canvas').length") == 12
+    assert browser.run("document.getElementById('viewer-values-text').textContent") == "0 to 1"
+    assert browser.run("document.getElementById('viewer-errors-text').textContent") == "-1 to 1"
+    reference, prediction, (red, _, blue) = (brightness(browser, number) for number in (1, 2, 3))
+    assert reference[0] > prediction[0] and blue > red + 5
+    assert browser.run("document.querySelector('label:has(#viewer-channel)').checkVisibility()") is False
+    assert greys(browser, "#viewer-3d") > 200
+    browser.picture(ARTEFACTS / "values.png")
+    assert browser.errors == []
+
+
 def test_cases_of_a_large_cohort_lie_beside_the_page(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,9 +198,14 @@ def test_cases_of_a_large_cohort_lie_beside_the_page(
     files.report_case("case_1").unlink()
     browser.errors.clear()
     browser.open(files.report)
+    missing = "document.getElementById('viewer-missing').checkVisibility()"
+    assert browser.run(missing) is False
     browser.run("document.querySelector('[data-case=case_0]').click()")
     ready(browser, "case_0")
     assert browser.errors == []
     browser.run("openCase('case_1')")
     told = browser.run("document.getElementById('viewer-status').textContent")
-    assert told == "This case cannot be shown: report_cases/case_1.js is missing: keep the folder beside this page."
+    assert told.startswith("This case cannot be shown: report_cases/case_1.js is missing: keep the folder beside")
+    shutil.rmtree(files.report_cases)
+    browser.run("location.reload()")
+    browser.wait(f"document.readyState === 'complete' && {missing}")

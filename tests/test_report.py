@@ -41,9 +41,16 @@ def save(path: Path, voxels: Any) -> Path:
 
 
 def make_run(
-    configurations: Sequence[str], labels: dict[int, str], present: Sequence[int], num_cases: int = 4
+    configurations: Sequence[str],
+    labels: dict[int, str],
+    present: Sequence[int],
+    num_cases: int = 4,
+    channels: Sequence[str] = ("T1",),
 ) -> Results:
-    """A whole run in the working directory; the masks of later cases are worse, those of the first are perfect."""
+    """A whole run in the working directory; the masks of later cases are worse, those of the first are perfect.
+
+    What is bright in a channel is dark in the next one.
+    """
     files = Results("tiny")
     rng = np.random.default_rng(0)
     cases = []
@@ -52,14 +59,17 @@ def make_run(
         truth = np.zeros(SHAPE, np.uint8)
         for place, label in enumerate(present):
             truth[1 + 3 * place : 4 + 3 * place, 2:8, 2:9] = label
-        image = save(Path(f"scans/{name}.nii.gz"), rng.normal(size=SHAPE).astype(np.float32) + truth)
-        cases.append(Case(name, name, index % 2, save(Path(f"scans/{name}_label.nii.gz"), truth), (image,)))
+        scan = rng.normal(size=SHAPE).astype(np.float32) + truth
+        images = [
+            save(Path(f"scans/{name}_{number:04d}.nii.gz"), scan * (-1) ** number) for number, _ in enumerate(channels)
+        ]
+        cases.append(Case(name, name, index % 2, save(Path(f"scans/{name}_label.nii.gz"), truth), tuple(images)))
         for configuration in configurations:
             worse = truth.copy()
             worse[:, 2 : 2 + index + (configuration == "2d")] = 0
             save(files.mask(configuration, name), worse)
     write_checked(files, cases)
-    records.write_cohort(files.cohort, Cohort("tiny", "table", {0: "background"} | labels, {0: "T1"}))
+    records.write_cohort(files.cohort, Cohort("tiny", "table", {0: "background"} | labels, dict(enumerate(channels))))
     fingerprint.main(files.name)
     trained = [name for name in configurations if name != "ensemble"]
     for configuration in trained:
@@ -87,6 +97,15 @@ def make_run(
             "files": {},
         }
         records.write_json(files.choice, choice)
+    evaluate.main(files.name, ",".join(configurations), "0,1", json.dumps({"tolerance_mm": 2}))
+    return files
+
+
+def make_run_of_values(configurations: Sequence[str]) -> Results:
+    """The same with a single value in place of a label."""
+    files = make_run(configurations, {1: "dose"}, [1])
+    cohort = dataclasses.replace(records.read_cohort(files.cohort), labels={}, task="regression")
+    records.write_cohort(files.cohort, cohort)
     evaluate.main(files.name, ",".join(configurations), "0,1", json.dumps({"tolerance_mm": 2}))
     return files
 
@@ -575,14 +594,11 @@ def test_learning_curves_have_no_panel_of_a_dsc_that_nobody_measured() -> None:
 
 
 def test_errors_of_a_regression_are_said_in_digits_that_count_and_no_dsc_is() -> None:
-    files = make_run(["2d", "3d", "ensemble"], {1: "dose"}, [1])
-    cohort = dataclasses.replace(records.read_cohort(files.cohort), labels={}, task="regression")
-    records.write_cohort(files.cohort, cohort)
+    files = make_run_of_values(["2d", "3d", "ensemble"])
     choice = records.read_json(files.choice)
     nothing = {"reason": "a regression has no labels to clean", "per_fold": {"0": {}, "1": {}}, "for_new_scans": {}}
     scores = {"scores": {"2d+3d": 0.00012346, "2d": 1234.5678}, "postprocess": nothing}
     records.write_json(files.choice, {**choice, **scores})
-    evaluate.main(files.name, "2d,3d,ensemble", "0,1", json.dumps({"tolerance_mm": 2}))
     page = page_of(files)
     assert '<td class="num">0.0001235</td>' in page
     assert '<td class="num">1235</td>' in page

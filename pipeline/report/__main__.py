@@ -41,9 +41,10 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
     if cohort.is_regression:
         of_task = page_of_values(metrics, summary, headline)
     else:
-        of_task = page_of_labels(files, cohort, cases, metrics, summary, headline, wanted["cases"], threads)
+        of_task = page_of_labels(files, cohort, cases, metrics, summary, headline, wanted["cases"])
     page = {
         **of_task,
+        **page_of_viewer(files, cohort, cases, metrics[metrics["configuration"] == headline], headline, threads),
         "of_cohort": page_of_cohort(files, cohort, cases, problems),
         "title": wanted["title"] or cohort.name,
         "cohort": cohort,
@@ -92,18 +93,15 @@ def page_of_labels(
     summary: pd.DataFrame,
     headline: str,
     num_cases: int,
-    threads: int,
 ) -> Row:
     """What only the page of a segmentation shows."""
-    colours = figures.label_colours([str(target.label) for target in cohort.targets])
+    colours = colours_of_targets(cohort)
     num_boxes = metrics.groupby(["label", "configuration"]).ngroups
     drawn = metrics if num_boxes <= LARGEST_PLOT else metrics[metrics["configuration"] == headline]
     of_headline = metrics[metrics["configuration"] == headline]
     shown = scores.choose_cases(of_headline, num_cases)
-    scored = [case for case in cases if case.case in set(of_headline["case"])]
     volumes = scores.volume_limits(of_headline)
     limits = {row["label"]: (row["bias_ml"], row["low_ml"], row["high_ml"]) for row in volumes}
-    inside = viewer.store(files, scored, cohort, headline, threads=threads)
     return {
         "means": summary[summary["label"] == MEAN].to_dict("records"),
         "results": scores.result_rows(summary),
@@ -121,14 +119,6 @@ def page_of_labels(
         "is_all_drawn": len(drawn) == len(metrics),
         "overlays": [pictures.draw_case(one, headline, files, cases, cohort, metrics, colours) for one in shown],
         "case_rows": scores.case_rows(metrics, headline)[:LARGEST_TABLE],
-        "viewer": {
-            "colours": {target.painted: colours[str(target.label)] for target in cohort.targets},
-            "cases": viewer.case_list(of_headline),
-            "folder": None if inside else files.report_cases.name,
-        },
-        "inside": inside,
-        "niivue": viewer.niivue(),
-        "licences": viewer.licences(),
     }
 
 
@@ -140,8 +130,34 @@ def page_of_values(metrics: pd.DataFrame, summary: pd.DataFrame, headline: str) 
         "results": scores.result_rows(summary, scores.COMPARED_VALUES),
         "best_measure": "lowest mean absolute error",
         "colours": {},
-        "viewer": None,
         "case_rows": rows.to_dict("records")[:LARGEST_TABLE],
+    }
+
+
+def colours_of_targets(cohort: Cohort) -> dict[str, str]:
+    return figures.label_colours([str(target.label) for target in cohort.targets])
+
+
+def page_of_viewer(
+    files: Results, cohort: Cohort, cases: Sequence[Case], of_headline: pd.DataFrame, headline: str, threads: int
+) -> Row:
+    """The viewer, what it has to know of the run, and the cases themselves if they are few enough."""
+    colours = colours_of_targets(cohort)
+    scored = [case for case in cases if case.case in set(of_headline["case"])]
+    inside = viewer.store(files, scored, cohort, headline, threads=threads)
+    tables = {"values": figures.colour_table(figures.VALUES), "difference": figures.colour_table(figures.DIFFERENCE)}
+    return {
+        "viewer": {
+            "colours": {target.painted: colours[str(target.label)] for target in cohort.targets},
+            "tables": tables if cohort.is_regression else None,
+            "channels": [name for _, name in sorted(cohort.channels.items())],
+            "cases": viewer.case_list(of_headline),
+            "folder": None if inside else files.report_cases.name,
+            "end": files.report_cases_end.name,
+        },
+        "inside": inside,
+        "niivue": viewer.niivue(),
+        "licences": viewer.licences(),
     }
 
 

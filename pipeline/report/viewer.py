@@ -1,17 +1,19 @@
 """Scans and masks to what the page's viewer draws: small NIfTI files in text, each case in a script of its own.
 
 A page that is opened from a disk may not fetch files; it may run scripts. The cases of a small cohort lie in the page, those
-of a large one in a folder beside it; either way a case is decoded when somebody opens it. Draws nothing: that is up to
-`templates/viewer.js` and NiiVue, which is kept here as its authors made it.
+of a large one in a folder beside it, which is no output that Snakemake knows: whether it is needed shows when the scans are
+written, so the page itself says what to do where it is gone. A case is decoded when somebody opens it. Draws nothing: that is
+up to `templates/viewer.js` and NiiVue, which is kept here as its authors made it.
 """
 
 import base64
 import gzip
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -45,6 +47,7 @@ def store(
     chunk = 1 + len(cases) // (16 * threads)
     sizes = process_map(save, cases, max_workers=threads, chunksize=chunk, desc="report", mininterval=1)
     if sum(sizes) > LARGEST_INSIDE:
+        files.report_cases_end.write_text("// The last file of this folder: report.html looks for it.\n")
         return {}
     inside = {case.case: files.report_case(case.case).read_text() for case in cases}
     shutil.rmtree(folder)
@@ -52,48 +55,86 @@ def store(
 
 
 def case_list(metrics: pd.DataFrame) -> list[Row]:
-    """Every case of one configuration with its scores in words, lowest DSC first."""
-    return [
-        {"case": case, "scores": "; ".join(words(score) for score in lowest(of_case))}
-        for case, of_case in metrics.groupby("case", sort=False)
-    ]
+    """Every case of one configuration with its scores in words, in the order of the rows."""
+    words = words_of_values if "mae" in metrics else words_of_labels
+    return [{"case": case, "scores": words(of_case)} for case, of_case in metrics.groupby("case", sort=False)]
 
 
-def words(score: Row) -> str:
-    status = "" if score["status"] == "ok" else f", {score['status'].replace('_', ' ')}"
-    return f"{score['name']} DSC {number(score['dsc'])}, HD95 {number(score['hd95_mm'], '.1f')} mm{status}"
+def words_of_labels(of_case: pd.DataFrame) -> str:
+    def words(score: Row) -> str:
+        status = "" if score["status"] == "ok" else f", {score['status'].replace('_', ' ')}"
+        return f"{score['name']} DSC {number(score['dsc'])}, HD95 {number(score['hd95_mm'], '.1f')} mm{status}"
+
+    return "; ".join(words(score) for score in lowest(of_case))
+
+
+def words_of_values(of_case: pd.DataFrame) -> str:
+    score = of_case.iloc[0]
+    return f"Mean absolute error {number(score['mae'], '.4g')}, root mean square error {number(score['rmse'], '.4g')}"
 
 
 def save_case(case: Case, *, files: Results, cohort: Cohort, configuration: str) -> int:
     """Write the script of one case, and say how many bytes it has."""
-    path = files.report_case(case.case)
-    volume, grid = read_ras(case.channels[0])
+    path, mask = files.report_case(case.case), files.mask(configuration, case.case)
     assert case.label is not None, case
-    reference = as_painted(read_labels_ras(case.label)[0], cohort)
-    prediction = read_labels_ras(files.mask(configuration, case.case))[0]
-    content = encoded(
-        volume, reference, prediction, spacing_mm=grid.spacing_mm, in_hu=is_ct(cohort.channels[min(cohort.channels)])
-    )
-    path.write_text(f"receiveCase({json.dumps({'case': case.case, **content})});\n")
+    images = []
+    for channel, (_, name) in zip(case.channels, sorted(cohort.channels.items()), strict=True):
+        volume, grid = read_ras(channel)
+        step = thinning(volume.shape, grid.spacing_mm)
+        images.append(shades(thinned(volume, step), figures.grey_window(volume, is_ct=is_ct(name))))
+    if cohort.is_regression:
+        maps, limits = shaded_values(*(thinned(read_ras(one)[0], step) for one in (case.label, mask)))
+    else:
+        reference = as_painted(read_labels_ras(case.label)[0], cohort)
+        labels = {"reference": reference, "prediction": read_labels_ras(mask)[0]}
+        maps, limits = {name: thinned(array, step) for name, array in labels.items()}, {}
+    content = encoded(images, maps, spacing_mm=grid.spacing_mm, step=step)
+    path.write_text(f"receiveCase({json.dumps({'case': case.case, **content, **limits})});\n")
     return path.stat().st_size
 
 
 def encoded(
-    volume: Volume, reference: NDArray[np.integer], prediction: NDArray[np.integer], *, spacing_mm: Spacing, in_hu: bool
+    images: Sequence[NDArray[np.integer]],
+    maps: Mapping[str, NDArray[np.integer]],
+    *,
+    spacing_mm: Spacing,
+    step: Sequence[int],
 ) -> Row:
-    """Three (I, J, K) arrays in RAS order as text, thinned to what a browser can hold; the scan in 256 greys."""
-    step = thinning(volume.shape, spacing_mm)
-    thin = tuple(slice(None, None, every) for every in step)
-    low, high = figures.grey_window(volume, is_ct=in_hu)
-    greys = (np.nan_to_num((volume[thin] - low) / (high - low)).clip(0, 1) * 255).round().astype(np.uint8)
+    """(I, J, K) arrays in RAS order as text.
+
+    Args:
+        images: one of each channel.
+        maps: what is laid over them, by name.
+        step: of how many voxels of `spacing_mm` one is there, along each axis.
+    """
     shown_mm = [every * mm for every, mm in zip(step, spacing_mm, strict=True)]
-    volumes = {"image": greys, "reference": reference[thin], "prediction": prediction[thin]}
     return {
-        "shape": greys.shape,
+        "shape": images[0].shape,
         "spacing_mm": shown_mm,
         "step": step,
-        **{name: as_nifti(array, shown_mm) for name, array in volumes.items()},
+        "images": [as_nifti(image, shown_mm) for image in images],
+        **{name: as_nifti(array, shown_mm) for name, array in maps.items()},
     }
+
+
+def shades(volume: Volume, window: figures.Window) -> NDArray[np.uint8]:
+    """A window of values in 256 steps; what is no number is 0."""
+    low, high = window
+    return (np.nan_to_num((volume - low) / (high - low)).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def shaded_values(reference: Volume, prediction: Volume) -> tuple[dict[str, NDArray[np.uint8]], Row]:
+    """Both in 256 steps of one window, their difference in 256 steps around 0, and the windows."""
+    windows = [figures.grey_window(values, is_ct=False) for values in (reference, prediction)]
+    shared = min(low for low, _ in windows), max(high for _, high in windows)
+    difference = prediction - reference
+    most = float(np.percentile(np.abs(difference), figures.GREY_PERCENTILES[1])) or 1.0
+    maps = {"reference": shades(reference, shared), "prediction": shades(prediction, shared)}
+    return {**maps, "difference": shades(difference, (-most, most))}, {"values": shared, "most": most}
+
+
+def thinned(volume: NDArray[Any], step: Sequence[int]) -> NDArray[Any]:
+    return volume[tuple(slice(None, None, every) for every in step)]
 
 
 def thinning(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[int]:
