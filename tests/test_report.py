@@ -357,6 +357,33 @@ def test_the_model_card_says_what_was_tested_and_leaves_the_rest_to_the_authors(
     assert "2-fold cross-validation, seed –" in card and "4 found, 0 dropped, 0 failed, 4 scored." in card
 
 
+def items_of(text: str) -> list[str]:
+    """`1–3, 5b and 7` as single items."""
+    items: list[str] = []
+    for part in re.split(r", | and ", text):
+        low, _, high = part.partition("–")
+        items += [part] if not high else [str(number) for number in range(int(low), int(high) + 1)]
+    return items
+
+
+def test_every_item_of_both_checklists_is_answered_by_the_run_or_left_to_the_authors() -> None:
+    page = re.sub(r"\s+", " ", page_of(make_run(["2d"], {1: "liver"}, [1])))
+    lists = page[page.index("<h3>For the CLAIM") : page.index('id="provenance"')]
+    rows = re.findall(r'<tr><td class="num">(.*?)</td><td class="num">(.*?)</td>', lists)
+    for column, pattern in enumerate((r"items ([^a-z]*? and 38–42)", r"items (1–4, 5b, .*? and 24–27) are")):
+        (others,) = re.findall(pattern, lists)
+        answered = {item for row in rows for item in row[column].split(", ")} - {"–"}
+        left = items_of(others)
+        assert not answered & set(left)
+        assert len(left) == len(set(left))
+        if column == 0:
+            assert {*answered, *left} == {str(number) for number in range(1, 43)}
+        else:
+            in_parts = {"5": "ab", "12": "abcdefg", "20": "abc", "23": "ab"}
+            whole = (str(number) for number in range(1, 28))
+            assert {*answered, *left} == {f"{one}{part}" for one in whole for part in in_parts.get(one, [""])}
+
+
 def test_lesions_and_voxel_edges_are_shown_where_they_were_measured() -> None:
     files = make_run(["2d"], {1: "liver"}, [1])
     page = page_of(files)
