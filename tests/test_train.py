@@ -1,7 +1,12 @@
 """Training learns, resumes to the same bytes, and refuses what it cannot use. Tiny on purpose: a few steps on the CPU."""
 
 import dataclasses
+import errno
+import fcntl
+import os
+import re
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -315,15 +320,23 @@ def test_the_progress_bar_shows_what_was_measured(tmp_path, capsys, task, is_sho
     assert ("validation_dsc=" in bar) == is_shown
 
 
-def test_two_processes_never_train_in_one_folder(tmp_path):
-    with (
-        exclusive(tmp_path),
-        pytest.raises(TrainingError, match="another process is training here"),
-        exclusive(tmp_path),
-    ):
-        pass
+def test_two_processes_never_train_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    host = re.escape(socket.gethostname())
+    who = rf"another process is training here: process {os.getpid()} on {host}, job 42 of SLURM \(scancel 42\), since 2"
+    for _ in range(2):  # the second time, the file of the first is there
+        with exclusive(tmp_path), pytest.raises(TrainingError, match=who), exclusive(tmp_path):
+            pass
+
+
+def test_where_the_file_system_has_no_locks_a_training_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    def refuse(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with exclusive(tmp_path):
-        pass
+        said = capsys.readouterr().out
+    assert f"{tmp_path}: not locked (No locks available): see to it that nobody else trains here." in said
 
 
 def test_a_new_training_leaves_no_picture_of_the_one_before(tmp_path):

@@ -8,10 +8,12 @@ import hashlib
 import json
 import os
 import pickle
+import socket
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +73,33 @@ def training_key(plan: Plan, budget: Budget, settings: dict[str, Any], seed: tup
 def exclusive(folder: Path) -> Iterator[None]:
     """Nobody else trains in this folder meanwhile; the lock ends with the process, however that ends.
 
+    It holds between machines if their file system carries locks, as NFS does; where there are none, that is said.
+
     Raises:
         TrainingError: another process, such as one that a killed workflow left behind, is training here.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as handle:
+    with (folder / "lock").open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TrainingError(f"{folder}: another process is training here. Wait for it or end it.") from error
+            handle.seek(0)
+            raise TrainingError(
+                f"{folder}: another process is training here: {handle.read() or 'unknown'}. Wait for it or end it."
+            ) from error
+        except OSError as error:
+            print(f"{folder}: not locked ({error.strerror}): see to it that nobody else trains here.", flush=True)
+        handle.truncate(0)
+        handle.write(this_process())
+        handle.flush()
         yield
+
+
+def this_process() -> str:
+    """For whoever wants to end it: `process 71 on node07, job 42 of SLURM (scancel 42), since 2026-01-31 08:00`."""
+    job = os.environ.get("SLURM_JOB_ID")
+    of_slurm = f", job {job} of SLURM (scancel {job})" if job else ""
+    return f"process {os.getpid()} on {socket.gethostname()}{of_slurm}, since {datetime.now():%Y-%m-%d %H:%M}"
 
 
 def save_model(path: Path, weights: dict[str, torch.Tensor], width: int, plan: Plan) -> None:
