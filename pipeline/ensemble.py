@@ -12,7 +12,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from pipeline import errors, records
 from pipeline.choice import (
@@ -38,6 +37,7 @@ from pipeline.images import (
     write_mask,
     write_volume,
 )
+from pipeline.limits import free_bytes
 from pipeline.manifest import on_unchanged
 from pipeline.paths import Results
 from pipeline.plan import Plan, read_plan
@@ -73,7 +73,7 @@ def main(results: str, configurations: str, folds: str, settings: str, threads: 
     labels = [target.label for target in cohort.targets] or [TARGET]  # of a regression
     offer = Offer(all_combinations(names), OPTIONS if is_cleaned else (NOTHING,), labels)
     largest = max(bytes_of(files, case.case, names, plan.num_outputs) for case in cases)
-    workers = num_processes(threads, largest, psutil.virtual_memory().available)
+    workers = num_processes(threads, largest, free_bytes())
     scores: list[CaseScores] = []
     if len(names) > 1 or is_cleaned:
         score = partial(score_case, files=files, offer=offer, plan=plan, cohort=cohort)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -23,6 +22,7 @@ from tqdm import tqdm
 from pipeline import errors, records
 from pipeline.budget import Budget, fit_budget
 from pipeline.errors import TrainingError
+from pipeline.limits import free_bytes
 from pipeline.mirrors import find_mirrors
 from pipeline.nn.alarms import Alarms, Validation
 from pipeline.nn.augment import augment, read_options
@@ -78,15 +78,15 @@ def main(
     workers, where = join_workers(processor.where)
     processor = replace(processor, where=where)
     torch.set_num_threads(max(1, threads // workers.count))
-    free_bytes = psutil.virtual_memory().available // workers.count
+    memory_bytes = free_bytes() // workers.count
     room_bytes = processor.free_bytes - int(STEP_MARGIN * (plan.memory_measured_gib or 0) * 2**30)
     with exclusive(files.training(configuration, fold)) if workers.is_first else nullcontext():
         weights, width = train(
             plan,
             wanted,
             processor,
-            training=open_sources(folders["training"], free_bytes, where, room_bytes),
-            validation=open_sources(folders["validation"], free_bytes, where, room_bytes),
+            training=open_sources(folders["training"], memory_bytes, where, room_bytes),
+            validation=open_sources(folders["validation"], memory_bytes, where, room_bytes),
             seed=(seed, fold),
             folder=files.training(configuration, fold),
             workers=workers,
