@@ -35,8 +35,10 @@ onsuccess:
     run.show_headline()
 
 
-localrules:
+localrules:  # on a cluster, what takes seconds and opens no scan
     all,
+    discover,
+    segment,
 
 
 rule all:
@@ -125,6 +127,7 @@ checkpoint plan:
     threads: run.threads
     resources:
         gpu=1,
+        mem_mb=run.training_memory,
     params:
         results=run.name,
         settings=run.configuration,
@@ -176,15 +179,17 @@ rule train:
     threads: run.threads
     resources:
         gpu=run.config["train"]["gpus"],
+        mem_mb=run.training_memory,
+        runtime=run.training_minutes,
     params:
         results=run.name,
         launch=run.launch_training,
         settings=run.settings("train"),
         device=run.config["device"],
         seed=run.config["seed"],
-    # a signal is for the training, which saves and says so: `tee` goes on until it has
+    # a signal is for the training, which saves and says so: the shell and `tee` go on until it has
     shell:
-        "python -m pipeline.gpus {resources.gpu}"
+        "trap : TERM; python -m pipeline.gpus {resources.gpu}"
         " {params.launch} pipeline.train --results {params.results:q} --configuration {wildcards.configuration}"
         " --fold {wildcards.fold} --settings {params.settings:q} --device {params.device}"
         " --seed {params.seed} --threads {threads} 2>&1"
@@ -206,6 +211,7 @@ rule inference:
     threads: run.threads
     resources:
         gpu=1,
+        mem_mb=run.training_memory,
     params:
         results=run.name,
         fold=run.run_folds[0],

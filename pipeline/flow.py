@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.gpus import SHARE, VISIBLE, gpu_ids
 from pipeline.layouts import description, watched
 from pipeline.paths import Fold, Results
 
+ENGINE_MB = 400  # of a job on a cluster beside its stage: two of Snakemake's processes, 131 MiB each as measured
+UNTIMED_MINUTES = 24 * 60  # of a training whose budget is no time; where it needs more it goes on in the next attempt
 PREPARING = ("bias.py", "images.py", "intensity.py", "preprocess.py", "resample.py")
 
 
@@ -114,7 +117,8 @@ class Run:
         """MiB of the largest new scan, by its header."""
         from pipeline.forecast import segment_mb  # takes half a second, and only `segment` needs it
 
-        return segment_mb(self.files, Path(self.config.get("scans", "")), self.run_folds[0], self.config["memory_gib"])
+        scans = Path(self.config.get("scans", ""))
+        return ENGINE_MB + segment_mb(self.files, scans, self.run_folds[0], self.config["memory_gib"])
 
     @property
     def segment_shards(self) -> list[Path]:
@@ -131,6 +135,17 @@ class Run:
         """Shell assignments that every job gets; no parameters, for a changed one makes no result another."""
         hidden = f" {VISIBLE}=" if self.config["device"] == "cpu" else ""
         return f"{SHARE}={self.config['gpu_share']}{hidden}"
+
+    @property
+    def training_memory(self) -> int:
+        """MiB: what a step takes on a CPU, with a margin, and as much for the cohort, which is read into memory if it fits."""
+        return ENGINE_MB + ceil(1024 * (1 + 2.5 * self.config["memory_gib"]))
+
+    @property
+    def training_minutes(self) -> int:
+        """The budget, and time to start, to read the cohort and to save."""
+        minutes = self.config["train"].get("minutes")
+        return ceil(1.25 * minutes) + 30 if minutes else UNTIMED_MINUTES
 
     @property
     def launch_training(self) -> str:
@@ -174,7 +189,7 @@ class Run:
 
     def predict_memory(self, wildcards: Any, input: Any) -> int:
         """MiB of the largest case, which is known once `inference` has chosen: Snakemake asks again then."""
-        return int(records.read_json(Path(str(input.inference)))["mem_mb"])
+        return ENGINE_MB + int(records.read_json(Path(str(input.inference)))["mem_mb"])
 
     def first_trained(self, wildcards: Any) -> list[Path]:
         """The fold whose held-out cases decide how scans are cut."""

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,3 +105,19 @@ def test_what_predict_leaves_for_the_ensemble_is_what_it_can_combine(tmp_path, m
     assert not Run({"name": "a", "cohort": "scans", "task": "regression"}).probabilities("2d", 3)
     assert not run.has_cascade
     assert Run({"name": "a", "cohort": "scans", "configurations": ["3d_lowres", "3d_cascade_fullres"]}).has_cascade
+
+
+def test_a_training_asks_a_cluster_for_its_minutes_and_for_memory_that_holds_step_and_cohort():
+    def asked(**changes):
+        run = Run({"name": "a", "cohort": "demo", **changes})
+        return run.training_minutes, run.training_memory / 1024
+
+    assert asked(train={"minutes": 60})[0] == 105
+    assert asked(train={"epochs": 1000})[0] == asked(train={"iterations": 3})[0] == 24 * 60
+    assert 2 * 8 < asked(memory_gib=8)[1] < 3 * 8
+
+
+def test_predicting_asks_for_what_inference_measured_and_for_snakemake_beside_it(tmp_path):
+    (tmp_path / "2d.json").write_text('{"mem_mb": 1000}')
+    input = SimpleNamespace(inference=tmp_path / "2d.json")
+    assert Run({"name": "a", "cohort": "demo"}).predict_memory(None, input) == 1000 + flow.ENGINE_MB

@@ -51,10 +51,23 @@ def test_conda_and_pip_pin_the_same_versions_and_pyproject_allows_them():
     for requirement in needed:
         assert conda[requirement.name] == CONSTRAINTS[requirement.name]
         assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
-    for requirement in map(Requirement, extras["test"]):
+    for requirement in map(Requirement, [*extras["slurm"], *extras["test"]]):
         assert CONSTRAINTS[requirement.name] in requirement.specifier, requirement
 
 
-def test_the_default_profile_lets_a_killed_run_go_on():
-    profile = yaml.safe_load((ROOT / "profiles" / "default" / "config.yaml").read_text())
-    assert profile["rerun-incomplete"] is True
+def test_both_profiles_let_a_killed_run_go_on():
+    default, slurm = (
+        yaml.safe_load((ROOT / name / "config.yaml").read_text()) for name in ("profiles/default", "envs/slurm")
+    )
+    assert default["rerun-incomplete"] is True
+    assert default.items() <= slurm.items(), "one is read in place of the other"
+
+
+def test_a_cluster_is_told_of_every_rule_that_opens_scans_what_memory_and_time_it_needs():
+    profile = yaml.safe_load((ROOT / "envs" / "slurm" / "config.yaml").read_text())
+    rules = re.split(r"^(?:rule|checkpoint) (\w+):", text := (ROOT / "Snakefile").read_text(), flags=re.MULTILINE)
+    known = {name for name, body in zip(rules[1::2], rules[2::2], strict=True) if "mem_mb=" in body}
+    local = set(re.findall(r"^    (\w+),$", text.partition("localrules:")[2].partition("\n\n\n")[0], re.MULTILINE))
+    assert not known & set(profile["set-resources"]), "what a rule knows is not overwritten"
+    assert known | set(profile["set-resources"]) | local == set(rules[1::2])
+    assert profile["default-resources"]["runtime"] > 0
