@@ -178,6 +178,7 @@ def test_a_case_of_a_regression_shows_scan_reference_prediction_and_their_differ
     browser.run(f"{TABLE}.querySelector('[data-case=case_3]').click()")
     ready(browser, "case_3")
     assert browser.run("document.querySelectorAll('#viewer-planes canvas').length") == 12
+    assert browser.run("document.querySelector('#viewer-planes label').textContent") == "axial 3 of 13 ", "has values"
     assert browser.run("document.getElementById('viewer-values-text').textContent") == "0 to 1"
     assert browser.run("document.getElementById('viewer-errors-text').textContent") == "-1 to 1"
     reference, prediction, (red, _, blue) = (brightness(browser, number) for number in (1, 2, 3))

@@ -327,12 +327,12 @@ def test_devices_are_those_that_the_stages_wrote_down() -> None:
     nothing = {"plan": [], "inference": [], "predict": []}
     assert provenance.devices(files, ["2d", "3d"], [0, 1]) == {**nothing, "train": [f"CPU {EVIL}"]}
     records.write_facts(files.training_facts("3d", 1), facts(device="GPU A"))
-    records.write_json(files.plan("2d"), {"widths": [{"device": "GPU A"}, {"device": "GPU A"}]})
+    records.write_json(files.plan("2d"), {"widths": [{"device": "cuda"}, {"device": "cuda"}]})
     records.write_json(files.inference("3d"), {"device": "GPU B"})
     records.write_file_list(files.predicted("2d", 0), {}, device="GPU B")
     records.write_file_list(files.predicted("2d", 1), {}, device="CPU, 2 threads")
     assert provenance.devices(files, ["2d", "3d"], [0, 1]) == {
-        "plan": ["GPU A"],
+        "plan": ["CUDA"],
         "train": [f"CPU {EVIL}", "GPU A"],
         "inference": ["GPU B"],
         "predict": ["CPU, 2 threads", "GPU B"],

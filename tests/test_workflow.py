@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -288,7 +289,10 @@ def test_a_regression_goes_through_the_whole_flow(tmp_path):
     assert {one.get_data_dtype() for one in both} == {np.dtype(np.float32)}
     first, second, ensemble = (np.asarray(one.dataobj) for one in both)
     assert np.allclose(ensemble, (first + second) / 2, atol=1e-4)
-    assert "mean absolute error" in (results / "report.html").read_text()
+    page = (results / "report.html").read_text()
+    assert "mean absolute error" in page and f'data-volumes="{case}"' in page
+    for stage in ("plan", "train", "inference", "predict"):
+        assert re.search(rf'<th scope="row">{stage}</th>.*<td class="free">CPU(, \d+ threads)?</td>', page), stage
     again = snakemake(tmp_path, "segment", "--config", "scans=scans", **changes)
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(read_table(results / "segment" / "metrics.tsv")) == 4

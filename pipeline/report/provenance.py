@@ -83,7 +83,9 @@ def devices(files: Results, configurations: Sequence[str], folds: Sequence[int])
     jobs = [(name, fold) for name in configurations for fold in folds]
     plans = [_read_if_there(files.plan(name)) for name in configurations]
     found = {
-        "plan": [width.get("device") for plan in plans for width in plan.get("widths", ())],
+        "plan": [
+            width["device"].upper() for plan in plans for width in plan.get("widths", ())
+        ],  # its kind, cpu or cuda
         "train": [_read_if_there(files.training_facts(*job)).get("device") for job in jobs],
         "inference": [_read_if_there(files.inference(name)).get("device") for name in configurations],
         "predict": [_read_if_there(files.predicted(*job)).get("device") for job in jobs],

@@ -36,10 +36,10 @@ function volumesOf(name) {
   });
 }
 
-function middle(one, across) {  // the slice with most of the reference, else of the prediction, else the middle one
+function middle(one, across) {  // the slice with most of the reference, or its highest values, else of the prediction, else the middle one
   for (const labels of [one.voxels.reference, one.voxels.prediction]) {
     const counts = new Array(one.shape[across]).fill(0), [width, height] = one.shape;
-    labels.forEach((label, at) => { if (label) counts[[at % width, Math.floor(at / width) % height, Math.floor(at / width / height)][across]]++; });
+    labels.forEach((label, at) => { if (label) counts[[at % width, Math.floor(at / width) % height, Math.floor(at / width / height)][across]] += tables ? label : 1; });
     const most = Math.max(...counts);
     if (most) return counts.indexOf(most);
   }
