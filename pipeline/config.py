@@ -68,8 +68,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(config: Mapping[str, Any], configuration: str) -> dict[str, Any]:
-    """What `plan` is asked for: the configuration's own section, and what all do with a scan."""
-    return {**config["configurations"][configuration], **{key: config[key] for key in FOR_ALL}}
+    """What `plan` is asked for: the configuration's own section, what all do with a scan, and whether a clock may decide."""
+    for_all = {key: config[key] for key in FOR_ALL}
+    return {**config["configurations"][configuration], **for_all, "deterministic": config["train"]["deterministic"]}
 
 
 def _as_written_by_hand(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,11 @@ def test_every_width_is_measured_with_the_form_that_it_is_fastest_in():
     assert all(forms.named_form(name).precision is torch.float32 for name in names.values())
 
 
+def test_in_a_deterministic_run_no_clock_chooses_the_form():
+    usual = forms.usual_form(CPU, 3).name
+    assert time_widths(tiny_plan(), [4, 6], CPU, is_deterministic=True)[1] == {4: usual, 6: usual}
+
+
 def test_the_expected_time_of_a_number_of_steps_comes_from_the_plan():
     plan = dataclasses.replace(make_plan(), batch_size=2)
     assert forms.expected_seconds(plan, fit_budget(plan, {"iterations": 10})) == 10 * 2 * 0.5

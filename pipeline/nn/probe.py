@@ -27,14 +27,18 @@ GIB = 2**30
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
 
 
-def main(features: list[int], memory_gib: float, device: str = "auto", threads: int = 1) -> None:
+def main(
+    features: list[int], memory_gib: float, device: str = "auto", threads: int = 1, deterministic: bool = False
+) -> None:
     torch.set_num_threads(threads)
     plan, processor = plan_from_json(json.load(sys.stdin)), pick_device(device)
-    measured = measure_step(plan, sorted(features), processor, memory_gib)
+    measured = measure_step(plan, sorted(features), processor, memory_gib, is_deterministic=deterministic)
     print(json.dumps(None if measured is None else asdict(measured)))
 
 
-def measure_step(plan: Plan, widths: list[int], device: Device, memory_gib: float) -> Measured | None:
+def measure_step(
+    plan: Plan, widths: list[int], device: Device, memory_gib: float, *, is_deterministic: bool = False
+) -> Measured | None:
     """Memory at the largest width and, if the plan is final, the time at all widths; None without enough memory."""
     gib = (memory_on_gpu if device.where.type == "cuda" else memory_on_cpu)(plan, widths[-1], device)
     if gib is None:
@@ -42,17 +46,21 @@ def measure_step(plan: Plan, widths: list[int], device: Device, memory_gib: floa
     is_final = gib <= memory_gib and (
         device.where.type == "cpu" or math.isinf(memory_gib)
     )  # a GPU's plan may still grow
-    return Measured(gib, device.where.type, *(time_widths(plan, widths, device) if is_final else ()))
+    timed = time_widths(plan, widths, device, is_deterministic=is_deterministic) if is_final else ()
+    return Measured(gib, device.where.type, *timed)
 
 
-def time_widths(plan: Plan, widths: list[int], device: Device) -> tuple[dict[int, float], dict[int, str]]:
+def time_widths(
+    plan: Plan, widths: list[int], device: Device, *, is_deterministic: bool = False
+) -> tuple[dict[int, float], dict[int, str]]:
     """Seconds per sample and the form they were measured in, narrowest first.
 
+    In a deterministic run no clock chooses: there is only the usual form.
     The narrowest tries every form, each wider one half of them, the fastest, that are not far slower than the best. The
     widest is measured however long it takes.
     """
     begin = time.perf_counter()
-    forms = candidate_forms(device, plan.dims)
+    forms = [usual_form(device, plan.dims)] if is_deterministic else candidate_forms(device, plan.dims)
     batch = plan.batch_size
     if device.where.type == "cpu":  # a single patch goes through float32 convolutions another, far slower way
         batch = min(batch, max(2, probe_batch(plan, TIMED_CPU_VOXELS)))

@@ -35,7 +35,9 @@ def main(
     if plan.previous and (reason := records.left_out(files.plan(plan.previous))):
         plan = replace(plan, left_out=f"there is no {plan.previous}, for {reason}")
     if plan.left_out is None:
-        measure = partial(measure_step, widths=widths, device=device, threads=threads)
+        measure = partial(
+            measure_step, widths=widths, device=device, threads=threads, is_deterministic=wanted["deterministic"]
+        )
         plan, measured = fit_to_memory(replan, partial(measure, memory_gib=memory_gib), memory_gib)
         if measured is not None and not measured.seconds_per_sample:
             measured = measure(plan, memory_gib=math.inf)

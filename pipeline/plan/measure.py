@@ -14,7 +14,9 @@ from pipeline.fit import Measured
 from pipeline.plan.record import Plan, Width, by
 
 
-def measure_step(plan: Plan, *, widths: list[int], memory_gib: float, device: str, threads: int) -> Measured | None:
+def measure_step(
+    plan: Plan, *, widths: list[int], memory_gib: float, device: str, threads: int, is_deterministic: bool = False
+) -> Measured | None:
     """Memory of a training step at the largest width and, if it is within `memory_gib`, the time at all widths.
 
     On a GPU, where the plan may still grow, nothing is timed unless `memory_gib` is infinite.
@@ -22,6 +24,7 @@ def measure_step(plan: Plan, *, widths: list[int], memory_gib: float, device: st
     """
     command = [sys.executable, "-m", "pipeline.nn.probe", "--device", device, "--threads", str(threads)]
     command += ["--memory-gib", str(memory_gib), *(part for width in widths for part in ("--features", str(width)))]
+    command += ["--deterministic"] * is_deterministic
     done = subprocess.run(command, input=json.dumps(asdict(plan)), capture_output=True, text=True)
     if done.returncode == -signal.SIGKILL:  # what the system does when memory runs out
         return None
