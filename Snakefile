@@ -31,6 +31,10 @@ wildcard_constraints:
     shard=r"\d+",
 
 
+onstart:
+    run.remove_abandoned()
+
+
 onsuccess:
     run.show_headline()
 
@@ -49,8 +53,6 @@ rule all:
 
 rule discover:
     """The cohort folder to a table of cases with folds."""
-    input:
-        run.cohort_descriptions,
     output:
         cases=files.cases,
         cohort=files.cohort,
@@ -64,7 +66,7 @@ rule discover:
         results=run.name,
         settings=run.cohort_settings,
         cohort=run.config["cohort"],
-        names=run.cohort_names,
+        watched=run.cohort_watched,
     shell:
         "python -m pipeline.discover --results {params.results:q} --cohort {params.cohort:q}"
         " --settings {params.settings:q} 2>&1 | tee {log:q}"

@@ -36,6 +36,12 @@ class Run:
         self.run_folds: list[int] = self.config["run_folds"]
         self.threads: int = self.config["threads"]
 
+    def remove_abandoned(self) -> None:
+        """Nothing else works on these results: Snakemake holds its lock."""
+        from pipeline.abandoned import remove_abandoned  # not for the many jobs that parse the Snakefile too
+
+        remove_abandoned(self.files.root)
+
     def show_headline(self) -> None:
         """Where the report was made since this run began."""
         from pipeline.headline import headline  # not for the many jobs that parse the Snakefile too
@@ -69,14 +75,9 @@ class Run:
         has_3d = any(one["dims"] == 3 for one in self.config["configurations"].values())
         return {**{key: self.config[key] for key in keys}, "has_3d": has_3d}
 
-    @property
-    def cohort_descriptions(self) -> list[Path]:
-        """The files that say what the cohort is, so that an edit reruns `discover`, which says so if there is none."""
-        return [] if self.config["cohort"] == DEMO else watched.descriptions(Path(self.config["cohort"]))
-
-    def cohort_names(self, _: Any) -> str:
-        """Another text when a scan or label is added, renamed or gone, so that `discover` runs again."""
-        return "" if self.config["cohort"] == DEMO else watched.digest_of_names(Path(self.config["cohort"]))
+    def cohort_watched(self, _: Any) -> str:
+        """Another text when `discover` would find something else, so that it runs again, whatever the clocks say."""
+        return "" if self.config["cohort"] == DEMO else watched.digest(Path(self.config["cohort"]))
 
     @property
     def preparing_code(self) -> str:

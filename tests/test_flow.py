@@ -1,6 +1,7 @@
 """What the Snakefile asks of a configuration."""
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,25 +36,29 @@ def test_the_program_that_makes_arrays_is_every_module_that_computes_for_it(monk
     assert Run({"name": "a", "cohort": "scans"}).preparing_code != before
 
 
-def test_the_cohorts_description_is_watched_where_there_is_one(tmp_path, monkeypatch):
+def test_the_cohorts_description_is_watched_where_there_is_one_by_its_content_and_not_its_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run({"name": "a", "cohort": "scans"})
-    assert run.cohort_descriptions == [], "discover says that it is missing, in one line"
-    for folder in ("scans", "demo"):
-        Path(folder).mkdir()
-        Path(folder, "dataset.json").touch()
-    assert run.cohort_descriptions == [Path("scans/dataset.json")]
-    assert Run({"name": "a", "cohort": "demo"}).cohort_descriptions == [], "the phantoms, whatever is called demo here"
+    missing = run.cohort_watched(None)
+    Path("scans").mkdir()
+    description = Path("scans/dataset.json")
+    description.write_text("{}")
+    found = run.cohort_watched(None)
+    os.utime(description, (0, 0))
+    assert run.cohort_watched(None) == found != missing
+    description.write_text("{ }")
+    assert run.cohort_watched(None) not in (found, missing)
+    assert Run({"name": "a", "cohort": str(description)}).cohort_watched(None) != found, "a table"
 
 
 def test_a_cohort_is_looked_through_anew_when_a_scan_is_added(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("scans/images").mkdir(parents=True)
     run = Run({"name": "a", "cohort": "scans"})
-    before = run.cohort_names(None)
+    before = run.cohort_watched(None)
     Path("scans/images/a.nii.gz").touch()
-    assert run.cohort_names(None) != before
-    assert Run({"name": "a", "cohort": "demo"}).cohort_names(None) == ""
+    assert run.cohort_watched(None) != before
+    assert Run({"name": "a", "cohort": "demo"}).cohort_watched(None) == "", "phantoms, whatever is called demo here"
 
 
 def test_regions_of_the_dataset_decide_the_loss_unless_the_user_gives_others(tmp_path, monkeypatch):

@@ -574,12 +574,12 @@ def test_a_table_in_another_encoding_or_of_another_kind_is_refused(tmp_path: Pat
 
 
 @pytest.mark.parametrize("layout", ["nnunet-2", "bids", "folders"])
-def test_a_scan_that_is_added_changes_the_digest_of_names(tmp_path: Path, layout: str) -> None:
+def test_a_scan_that_is_added_changes_the_digest(tmp_path: Path, layout: str) -> None:
     lay_out(tmp_path, layout)
-    before = watched.digest_of_names(tmp_path)
-    assert watched.digest_of_names(tmp_path) == before
+    before = watched.digest(tmp_path)
+    assert watched.digest(tmp_path) == before
     put(tmp_path / _image(layout.partition("-")[0], "sub-77_ses-x", 0, "T1w", 1))
-    assert watched.digest_of_names(tmp_path) != before
+    assert watched.digest(tmp_path) != before
 
 
 def test_descriptions_are_watched_where_there_are_any(tmp_path: Path) -> None:
@@ -587,7 +587,7 @@ def test_descriptions_are_watched_where_there_are_any(tmp_path: Path) -> None:
     assert [path.name for path in watched.descriptions(lay_out(tmp_path / "a", "msd"))] == ["dataset.json"]
     place = lay_out(tmp_path / "b", "table-csv")
     assert watched.descriptions(place) == [place]
-    assert watched.digest_of_names(place) == watched.digest_of_names(tmp_path / "nowhere")
+    assert watched.digest(place) != watched.digest(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"labels": 7}', '{"labels": {"1": "liver"}}'])

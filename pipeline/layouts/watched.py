@@ -29,10 +29,13 @@ def descriptions(place: Path) -> list[Path]:
     return sorted(path for pattern in DESCRIPTIONS for path in place.glob(pattern))
 
 
-def digest_of_names(place: Path) -> str:
-    """Another one when a scan or label is added, renamed or gone."""
+def digest(place: Path) -> str:
+    """Another one when a scan or label is added, renamed or gone, or when what describes them has changed."""
     names = sorted(path.relative_to(place).as_posix() for pattern in SCANS for path in place.glob(pattern))
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+    found = hashlib.sha256("\n".join(names).encode(errors="surrogateescape"))
+    for path in filter(Path.is_file, descriptions(place)):
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def config_of(place: Path) -> dict[str, Any]:
