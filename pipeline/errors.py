@@ -8,6 +8,7 @@ PipelineError              something the user or the disk gave us cannot be used
 ├── PlanError              no network fits the cohort and the settings
 ├── TrainingError          training cannot start, or cannot go on
 ├── PredictionError        a scan cannot be segmented: no memory for it, or weights that give no numbers
+├── DiskError              a file cannot be written: no room for it, or a disk that is read only
 └── ExportError            a trained network cannot be written for others
 
 Knows nothing of what the stages do.
@@ -54,6 +55,10 @@ class TrainingError(PipelineError):
 
 
 class PredictionError(PipelineError):
+    pass
+
+
+class DiskError(PipelineError):
     pass
 
 

@@ -72,9 +72,9 @@ def write_bundle(files: Results, configuration: str, models: Mapping[str, Model]
             print(f"{onnx[-1]}: logits within {difference:.1g} of the network", flush=True)
     plan, about = next(iter(models.values())).plan, gather(files, configuration, models)
     for script in SCRIPTS.glob("*.py"):
-        _write(bundle.scripts / script.name, script.read_text())
-    _write(bundle.licence, LICENCE.read_text())
-    _write(bundle.readme, write_readme(plan, about, onnx=[path.name for path in onnx]))
+        records.write_text(bundle.scripts / script.name, script.read_text())
+    records.write_text(bundle.licence, LICENCE.read_text())
+    records.write_text(bundle.readme, write_readme(plan, about, onnx=[path.name for path in onnx]))
     records.write_json(bundle.inference, configure(plan))
     records.write_json(bundle.metadata, describe(plan, about))
 
@@ -98,11 +98,6 @@ def gather(files: Results, configuration: str, models: Mapping[str, Model]) -> A
         scores=scores,
         sources={str(path): records.sha256(path) for path in sources if path.exists()},
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with records.written_whole(path) as partial:
-        partial.write_text(text)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ A phantom is hard where real scans are hard, so that a broken pipeline fails on 
 Anatomy is defined in RAS+ mm and sampled at voxel centres. Knows nothing of the stages that read it.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import permutations, product
 from pathlib import Path
@@ -20,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+
+from pipeline.records import write_json, written_whole
 
 Segmentation = NDArray[np.uint8]  # (I, J, K), 0 = background
 Points = NDArray[np.floating]  # (3, I, J, K), RAS+ mm
@@ -107,7 +108,7 @@ def write_cohort(
         "numTraining": num_cases,
         "training": training,
     }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "dataset.json", description)
 
 
 def make_case(
@@ -218,4 +219,5 @@ def _save(array: NDArray[Any], affine: Affine, path: Path) -> None:
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    nib.save(image, path)
+    with written_whole(path) as partial:
+        nib.save(image, partial)

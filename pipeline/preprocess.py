@@ -220,17 +220,21 @@ def save_prepared(prepared: Prepared, folder: Path, plan: Plan) -> list[Path]:
         else:
             labelled = np.where(classes == len(plan.labels), records.BACKGROUND, classes)
         arrays |= {"classes": classes, "locations": foreground_locations(labelled)}
-    for (
-        name,
-        array,
-    ) in arrays.items():  # their digests are asked for by all who read them: a flush of each would cost more
-        with (
-            records.written_whole(folder / f"{name}.npy", is_durable=False) as partial_path,
-            partial_path.open("wb") as handle,
-        ):
-            np.save(handle, array)
+    for name, array in arrays.items():
+        save_array(folder / f"{name}.npy", array)
     records.write_json(folder / "placement.json", asdict(prepared.placement), is_durable=False)
     return [*(folder / f"{name}.npy" for name in arrays), folder / "placement.json"]
+
+
+def save_array(path: Path, array: NDArray) -> None:
+    """As `np.save` does, which does not say that a disk is full.
+
+    Not flushed: its digest is asked for by all who read it.
+    """
+    ordered = np.ascontiguousarray(array)
+    with records.written_whole(path, is_durable=False) as partial_path, partial_path.open("wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(ordered))
+        handle.write(ordered.data)
 
 
 def foreground_locations(classes: NDArray[np.uint16]) -> NDArray[np.int32]:

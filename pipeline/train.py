@@ -80,7 +80,8 @@ def main(
     torch.set_num_threads(max(1, threads // workers.count))
     memory_bytes = free_bytes() // workers.count
     room_bytes = processor.free_bytes - int(STEP_MARGIN * (plan.memory_measured_gib or 0) * 2**30)
-    with exclusive(files.training(configuration, fold)) if workers.is_first else nullcontext():
+    folder = files.training(configuration, fold)
+    with records.on_disk(folder), exclusive(folder) if workers.is_first else nullcontext():
         weights, width = train(
             plan,
             wanted,
@@ -88,7 +89,7 @@ def main(
             training=open_sources(folders["training"], memory_bytes, where, room_bytes),
             validation=open_sources(folders["validation"], memory_bytes, where, room_bytes),
             seed=(seed, fold),
-            folder=files.training(configuration, fold),
+            folder=folder,
             workers=workers,
             data=[records.sha256(shard) for shard in shards],
         )

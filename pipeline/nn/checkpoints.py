@@ -36,7 +36,7 @@ class Model:
 def save_checkpoint(path: Path, key: str, state: dict[str, Any]) -> None:
     """The one that is there stays beside it, for the disk may damage either."""
     with records.written_whole(path) as partial:
-        torch.save({"key": key, **state}, partial)
+        _save({"key": key, **state}, partial)
         if path.exists():
             os.replace(path, previous_checkpoint(path))
 
@@ -106,9 +106,14 @@ def save_model(path: Path, weights: dict[str, torch.Tensor], width: int, plan: P
     """One file that predicts on its own: weights in fp32, the width and the plan they belong to."""
     checksum_file(path).unlink(missing_ok=True)  # a kill between the two files must not leave a checksum of the old one
     with records.written_whole(path) as partial:
-        torch.save({"weights": weights, "width": width, "plan": json.loads(json.dumps(asdict(plan)))}, partial)
-    with records.written_whole(checksum_file(path)) as partial:
-        partial.write_text(f"{records.sha256(path)}  {path.name}\n")
+        _save({"weights": weights, "width": width, "plan": json.loads(json.dumps(asdict(plan)))}, partial)
+    records.write_text(checksum_file(path), f"{records.sha256(path)}  {path.name}\n")
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Through a file of Python's, which says that a disk is full where torch's own does not."""
+    with path.open("wb") as handle:
+        torch.save(content, handle)
 
 
 def checksum_file(path: Path) -> Path:

@@ -50,8 +50,8 @@ def save_program(path: Path, models: Sequence[Model]) -> float:
         ExportError: the program does not compute what the networks do.
     """
     plan, ensemble = models[0].plan, MeanOfFolds(models).eval()
-    with records.written_whole(path) as partial:
-        torch.export.save(_trace(ensemble, plan), partial)
+    with records.written_whole(path) as partial, partial.open("wb") as handle:
+        torch.export.save(_trace(ensemble, plan), handle)
     image = _example(plan, num_windows=1)
     with torch.no_grad():
         return _compare(path, torch.export.load(path).module()(image), ensemble(image))

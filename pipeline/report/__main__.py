@@ -71,8 +71,7 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
         "settings": json.loads(config),
         "config": yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True),
     }
-    with records.written_whole(files.report) as partial:
-        partial.write_text(render(page), encoding="utf-8")
+    records.write_text(files.report, render(page))
 
 
 def page_of_cohort(files: Results, cohort: Cohort, cases: Sequence[Case], problems: Sequence[Mapping[str, str]]) -> Row:

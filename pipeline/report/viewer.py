@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
-from pipeline import figures
+from pipeline import figures, records
 from pipeline.images import Spacing, Volume, read_labels_ras, read_ras
 from pipeline.intensity import is_ct
 from pipeline.paths import Results
@@ -47,7 +47,7 @@ def store(
     chunk = 1 + len(cases) // (16 * threads)
     sizes = process_map(save, cases, max_workers=threads, chunksize=chunk, desc="report", mininterval=1)
     if sum(sizes) > LARGEST_INSIDE:
-        files.report_cases_end.write_text("// The last file of this folder: report.html looks for it.\n")
+        records.write_text(files.report_cases_end, "// The last file of this folder: report.html looks for it.\n")
         return {}
     inside = {case.case: files.report_case(case.case).read_text() for case in cases}
     shutil.rmtree(folder)
@@ -89,7 +89,8 @@ def save_case(case: Case, *, files: Results, cohort: Cohort, configuration: str)
         labels = {"reference": reference, "prediction": read_labels_ras(mask)[0]}
         maps, limits = {name: thinned(array, step) for name, array in labels.items()}, {}
     content = encoded(images, maps, spacing_mm=grid.spacing_mm, step=step)
-    path.write_text(f"receiveCase({json.dumps({'case': case.case, **content, **limits})});\n")
+    text = f"receiveCase({json.dumps({'case': case.case, **content, **limits})});\n"
+    records.write_text(path, text, is_durable=False)
     return path.stat().st_size
 
 
