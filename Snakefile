@@ -60,6 +60,7 @@ rule discover:
         files.log("discover"),
     benchmark:
         files.cost("discover")
+    retries: 0  # what is refused is refused again, whatever a profile asks for; below too
     conda:
         "envs/environment.yaml"
     params:
@@ -83,6 +84,7 @@ rule check:
         files.log("check"),
     benchmark:
         files.cost("check")
+    retries: 0
     conda:
         "envs/environment.yaml"
     threads: run.threads
@@ -367,6 +369,7 @@ rule segment:
         files.log("segment"),
     benchmark:
         files.cost("segment")
+    retries: 0
     conda:
         "envs/environment.yaml"
     params:
