@@ -35,6 +35,12 @@ def test_light_modules_import_neither_torch_nor_monai(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_monai_is_imported_without_packages_that_nothing_here_uses_of_it_and_others_still_get_them():
+    unused = "{'matplotlib.pyplot', 'pandas', 'scipy.signal'}"
+    code = f"import sys, pipeline.nn.networks; assert not {unused} & set(sys.modules); import pandas, matplotlib.pyplot"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_every_stage_is_a_module_and_a_rule_in_the_order_of_the_flow():
     rules = re.findall(r"^(?:rule|checkpoint) (\w+):", (ROOT / "Snakefile").read_text(), re.MULTILINE)
     assert rules == ["all", *STAGES, "segment_shard", "segment", "export"]
