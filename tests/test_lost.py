@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,39 @@ from tests.test_train import tiny_plan
 IS_REQUIRED = "REQUIRE_MOUNT" in os.environ
 DISK_BYTES = 16_000_000
 ONLY_3D = {**small_run.SETTINGS, "configurations": {"3d_fullres": small_run.SETTINGS["configurations"]["3d_fullres"]}}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The folder of a run that nobody killed. Meanwhile a second one tried to do the same."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    small_run.prepare(folder)
+    process = small_run.start(folder)
+    while not (folder / "logs").exists():
+        time.sleep(0.1)
+    said = (folder / "said.txt").rename(folder / "said_by_first.txt")
+    (folder / "second.txt").write_text(small_run.run(folder)[1])
+    assert process.wait(timeout=600) == 0, said.read_text()
+    return folder
+
+
+def test_a_second_snakemake_in_the_same_folder_is_refused_and_does_no_harm(unbroken):
+    assert "Directory cannot be locked" in (unbroken / "second.txt").read_text()
+    assert len(small_run.made(unbroken)) == 3 * 2 + 4, "masks of two configurations and the ensemble, and tables"
+
+
+def test_a_run_that_is_killed_and_then_loses_its_jobs_ends_with_the_bytes_of_one_that_is_not(unbroken, tmp_path):
+    """First all of it, as by a power cut, in its first half; then what runs on another machine, later."""
+    moments, jobs = random.Random(5), small_run.jobs(unbroken)
+    early, late = (moments.choice(part) for part in np.array_split([*jobs], 2))
+    small_run.prepare(tmp_path)
+    assert small_run.kill(tmp_path, early, moments.uniform(0, jobs[early]))
+    assert small_run.run(tmp_path, "--unlock")[0] == 0
+    assert small_run.kill(tmp_path, late, moments.uniform(0, jobs[late]) / 2, only_jobs=True)
+    code, said = small_run.run(tmp_path)
+    assert code == 0, said
+    assert small_run.made(tmp_path) == small_run.made(unbroken)
+    assert not list(tmp_path.rglob(f"{records.PARTIAL}*"))
 
 
 def test_a_clock_that_was_ahead_reruns_nothing(tmp_path):
