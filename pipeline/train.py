@@ -65,8 +65,8 @@ def main(
     files, wanted = Results(results), json.loads(settings)
     plan = read_plan(files.plan(configuration))
     cases = records.read_cases(files.checked_cases)
-    shards = [files.preprocessed(configuration, shard) for shard in sorted({case.fold for case in cases})]
-    for shard in shards:
+    shards = {shard: files.preprocessed(configuration, shard) for shard in sorted({case.fold for case in cases})}
+    for shard in shards.values():
         records.verify_file_list(shard)
     folders = {
         side: [
@@ -91,7 +91,7 @@ def main(
             seed=(seed, fold),
             folder=folder,
             workers=workers,
-            data=[records.sha256(shard) for shard in shards],
+            data=[records.sha256(path) for shard, path in shards.items() if shard != fold],
         )
         if workers.is_first:
             save_model(files.model(configuration, fold), weights, width, plan)
@@ -112,7 +112,7 @@ def train(
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The trained weights and the width of the network they fit; checkpoint, progress and events stay in `folder`.
 
-    A checkpoint of other `data`, digests of what is read, is not resumed.
+    A checkpoint of other `data`, digests of what is trained on, is not resumed; a finished one gives its weights again.
 
     Raises:
         TrainingError: no case to train on, gradients that are never finite, or no memory for one patch.
@@ -268,6 +268,7 @@ def train(
                 save_interval_s = max(SMALLEST_SAVE_INTERVAL_S, (time.monotonic() - last_save) / SAVING_SHARE)
             asked = time.monotonic()
     if workers.is_first:
+        save()  # asked again, as when only its validation cases have changed, it ends here
         alarms.check_end()
         records.write_table(folder / "skips.tsv", records.SKIPS, skip_rows(final, examples[0], form))
         records.write_facts(

@@ -193,7 +193,9 @@ def test_changed_data_never_resume_an_old_run_and_other_timings_do(tmp_path):
     budget, plan = fit_budget(tiny_plan(), {"iterations": 3}), tiny_plan()
     key = training_key(plan, budget, SETTINGS, (1, 0), ["digest", "case_0"])
     assert key != training_key(plan, budget, SETTINGS, (1, 0), ["other digest", "case_0"])
-    again = dataclasses.replace(plan, widths=(Width(4, 0.5),), reasons={"axes": "said in other words"})
+    again = dataclasses.replace(
+        plan, widths=(Width(4, 0.5),), reasons={"axes": "said in other words"}, foreground_intensity=()
+    )
     assert key == training_key(again, budget, SETTINGS, (1, 0), ["digest", "case_0"])
 
 

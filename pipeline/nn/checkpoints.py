@@ -63,8 +63,11 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def training_key(plan: Plan, budget: Budget, settings: dict[str, Any], seed: tuple[int, int], data: list[str]) -> str:
-    """Two runs with the same key may continue each other: same sizes, settings and data, whatever was measured meanwhile."""
-    asked = replace(plan, widths=(), reasons={}, memory_measured_gib=None)
+    """Two runs with the same key may continue each other: same sizes, settings and data, whatever was measured meanwhile.
+
+    What scans are scaled by shows in the data.
+    """
+    asked = replace(plan, widths=(), reasons={}, memory_measured_gib=None, foreground_intensity=())
     sizes = (budget.width, budget.patch_size, budget.batch_size, budget.steps, budget.seconds)
     return hashlib.sha256(json.dumps([repr(asked), sizes, settings, seed, data], sort_keys=True).encode()).hexdigest()
 
