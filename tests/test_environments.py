@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -80,6 +81,21 @@ def test_an_image_holds_the_project_without_its_tests():
     }
 
 
+def test_what_an_image_holds_is_enough_to_be_installed_and_to_run(tmp_path):
+    for source, target in copied_by_docker().items():
+        copy = tmp_path / target.removeprefix("/")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(ROOT / source, copy) if (ROOT / source).is_dir() else shutil.copy(ROOT / source, copy)
+    project, work = tmp_path / INSTALLED.removeprefix("/"), tmp_path / "work"
+    work.mkdir()
+    (work / "config.yaml").write_text("name: tiny\ncohort: demo\n")
+    install = ["pip", "install", "--dry-run", "--no-deps", "--no-build-isolation", "--editable", project]
+    for command in (install, ["snakemake", "--snakefile", project / "Snakefile", "--cores", "1", "--dry-run"]):
+        done = subprocess.run([sys.executable, "-m", *command], cwd=work, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "results/tiny/report.html" in done.stdout
+
+
 def test_what_is_installed_here_is_pinned_to_the_last_package_and_has_the_version_that_is_pinned():
     """Which CUDA libraries there are, if any, is up to the torch that pip has for the machine."""
     pinned = {plain(name): version for name, version in CONSTRAINTS.items()}
@@ -119,11 +135,12 @@ def discover_with(folder, method, program, **environment):
     path.parent.mkdir()
     path.write_text(program)
     path.chmod(0o755)
+    searched = os.pathsep.join([str(path.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "discover", "--cores", "1"]
     done = subprocess.run(
         [*command, "--sdm", method, "--configfile", "config.json"],
         cwd=folder,
-        env={**os.environ, **environment, "PATH": f"{path.parent}:{os.environ['PATH']}", "RECORD": f"{folder}/record"},
+        env={**os.environ, **environment, "PATH": searched, "RECORD": f"{folder}/record"},
         capture_output=True,
         text=True,
         timeout=120,

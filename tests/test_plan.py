@@ -299,7 +299,7 @@ def test_an_edit_that_no_stage_could_use_is_one_line_with_what_to_do(tmp_path, e
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('{"dims": 3,}', "Expecting property name"), ("[1, 2]", "a list found, keys with values expected")],
+    [('{"dims" 3}', "Expecting ':' delimiter"), ("[1, 2]", "a list found, keys with values expected")],
 )
 def test_a_plan_that_is_no_json_object_is_edited_and_one_line(tmp_path, text, message):
     path = tmp_path / "plan.json"

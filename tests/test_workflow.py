@@ -23,7 +23,7 @@ SETTINGS = {
     "cohort": "scans",
     "folds": 2,
     "device": "cpu",
-    "threads": 2,
+    "threads": 1,
     "configurations": {
         "2d": {"dims": 2, **TINY, "patch_size": [16, 16]},
         "3d_fullres": {"dims": 3, **TINY},
@@ -377,7 +377,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_with_no_other_flag(small_
     changes = {
         "configurations": {"3d_fullres": SETTINGS["configurations"]["3d_fullres"]},
         "run_folds": [0],
-        "train": {"minutes": 0.4},
+        "train": {"minutes": 0.2},
     }
     (small_cohort / "config.json").write_text(json.dumps({**SETTINGS, **changes}))
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2"]
