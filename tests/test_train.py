@@ -24,7 +24,7 @@ from pipeline.nn.forms import usual_form
 from pipeline.nn.losses import make_loss
 from pipeline.nn.networks import build_network
 from pipeline.nn.patches import PatchSource
-from pipeline.nn.stop import STOPPED_EXIT_CODE
+from pipeline.nn.stop import STOPPED_EXIT_CODE, StopRequest
 from pipeline.plan import Width
 from pipeline.preprocess import foreground_locations
 from pipeline.restore import Prediction, restore_labels
@@ -180,6 +180,16 @@ def test_a_signal_is_granted_after_the_step_with_a_code_that_says_run_again(tmp_
     resumed, _ = run(tmp_path / "stopped", {"iterations": 6})
     assert "at step 3 after" in capsys.readouterr().out
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+
+
+def test_sigterm_twice_as_slurm_sends_it_leaves_time_to_save_and_a_second_ctrl_c_does_not():
+    with StopRequest() as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.is_requested
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_changed_settings_never_resume_an_old_run(tmp_path, monkeypatch, capsys):

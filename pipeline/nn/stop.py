@@ -9,7 +9,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """While open, signals set `is_requested`; a second one ends the process at once."""
+    """While open, signals set `is_requested`; after Ctrl-C a second signal ends the process at once.
+
+    Not after SIGTERM, which SLURM sends twice within a moment when the time is over, and kills a little later anyway.
+    """
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -25,7 +28,8 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.is_requested = True
-        self._restore()
+        if number == signal.SIGINT:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
