@@ -15,7 +15,7 @@ test: .venv/test-ready  ## style, types, workflow checks and the tests with thei
 	PATH="$(BIN):$$PATH" snakefmt --check Snakefile
 	PATH="$(BIN):$$PATH" snakemake --lint
 	# two processes that take file after file as tests/conftest.py sorts them; with more threads each they would wait for one another
-	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
+	PATH="$(BIN):$$PATH" OMP_NUM_THREADS=1 python -m pytest --cov -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 .venv/demo-ready: pyproject.toml envs/constraints.txt
 	$(PYTHON) -m venv .venv
