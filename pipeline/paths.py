@@ -110,6 +110,10 @@ class Results:
         """The folder of what one job predicted, which Snakemake deletes once `ensemble` has read it."""
         return self.root / "predict" / configuration / f"fold_{fold}"
 
+    def unfinished(self, configuration: str, fold: Fold) -> Path:
+        """What one job has predicted so far: it stays there when the job fails, and is gone once it has ended."""
+        return self.root / "predict" / configuration / f"fold_{fold}_unfinished"
+
     def probabilities_of(self, configuration: str, fold: Fold, case: str) -> Path:
         return self.probabilities(configuration, fold) / f"{case}.npz"
 

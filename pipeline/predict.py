@@ -1,9 +1,12 @@
 """The cases of one fold and the weights that never saw them to masks on the original grid, and probabilities if wanted.
 
-Knows one configuration at a time; combining configurations is `ensemble`'s.
+A job that is killed goes on after the last case that it finished. Knows one configuration at a time; combining
+configurations is `ensemble`'s.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,21 +48,51 @@ def main(
     cases = records.cases_of_fold(records.read_cases(files.checked_cases), fold)
     setting, wanted = read_setting(files.inference(configuration)).for_scans(len(cases)), json.loads(settings)
     mirrors = find_mirrors(model.plan, wanted["train_mirror"])
-    masks: list[Path] = []
-    maps: list[Path] = []
-    for case in tqdm(cases, desc="predict", mininterval=5):
+    inputs = [files.manifest, files.preprocessed(configuration, fold), files.model(configuration, fold)]
+    made_of = [*map(records.sha256, [*inputs, files.inference(configuration)]), settings, str(keep_probabilities)]
+    unfinished, probabilities = files.unfinished(configuration, fold), files.probabilities(configuration, fold)
+    maps = unfinished / probabilities.name
+    begin(maps, {"made_of": made_of})
+    masks = [files.mask(configuration, case.case) for case in cases]
+    for case, mask in zip(tqdm(cases, desc="predict", mininterval=5), masks, strict=True):
+        note = unfinished / f"{case.case}.json"
+        if is_finished(note):
+            continue
         folder = files.arrays(configuration, case.case)
         image = load_image(folder)
         window = window_of(setting, model.plan, model.width, image.shape[1:], mirrors, wanted["memory_gib"])
         prediction = predict_case([model], image, load_placement(folder), processor, window, case=case.case)
+        made = [mask]
         if keep_probabilities:
-            maps.append(files.probabilities_of(configuration, fold, case.case))
-            prediction = save_prediction(maps[-1], prediction)
-        masks.append(files.mask(configuration, case.case))
-        write_prediction(masks[-1], [prediction], model.plan, case.channels[0])
+            made.append(maps / files.probabilities_of(configuration, fold, case.case).name)
+            prediction = save_prediction(made[-1], prediction)
+        write_prediction(mask, [prediction], model.plan, case.channels[0])
+        records.write_file_list(note, records.digests(made))
     if keep_probabilities:
-        records.write_file_list(files.list_of_probabilities(configuration, fold), records.digests(maps))
+        shutil.rmtree(probabilities, ignore_errors=True)  # of a run by hand: Snakemake has deleted them before
+        os.replace(maps, probabilities)
+        kept = [files.probabilities_of(configuration, fold, case.case) for case in cases]
+        records.write_file_list(files.list_of_probabilities(configuration, fold), records.digests(kept))
     records.write_file_list(files.predicted(configuration, fold), records.digests(masks), device=str(processor))
+    shutil.rmtree(unfinished)
+
+
+def begin(maps: Path, made_of: dict[str, list[str]]) -> None:
+    """See to it that there is a folder `maps`, beside notes of what was made of the same weights, scans and settings, or none."""
+    origin = maps.with_name("_made_of.json")  # no case is called like this
+    if not origin.exists() or records.read_json(origin) != made_of:
+        shutil.rmtree(maps.parent, ignore_errors=True)
+        records.write_json(origin, made_of)
+    with records.on_disk(maps):
+        maps.mkdir(exist_ok=True)
+
+
+def is_finished(note: Path) -> bool:
+    """Whether an earlier attempt made all files of a case, and they are as it left them."""
+    if not note.exists():
+        return False
+    listed = {Path(path): digest for path, digest in records.read_json(note)["files"].items()}
+    return all(path.exists() for path in listed) and records.digests(listed) == listed
 
 
 def predict_case(

@@ -1,5 +1,7 @@
-"""From a scan in any orientation to the mask on its own grid, through windows, slabs and rows."""
+"""From a scan in any orientation to the mask on its own grid, through windows, slabs and rows, and a job that goes on."""
 
+import json
+from dataclasses import asdict
 from itertools import permutations, product
 
 import nibabel as nib
@@ -8,13 +10,16 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
+from pipeline import predict, records
 from pipeline.errors import PredictionError
-from pipeline.nn.checkpoints import Model
+from pipeline.nn.checkpoints import Model, save_model
+from pipeline.paths import Results
 from pipeline.predict import predict_case, write_prediction
-from pipeline.preprocess import prepare, read_channels
+from pipeline.preprocess import prepare, preprocess_case, read_channels
 from pipeline.records import Case
 from pipeline.restore import restore_labels, restore_values
-from pipeline.windows import Window
+from pipeline.windows import Setting, Window
+from tests.test_inference import small_model
 from tests.test_preprocess import make_plan
 from tests.test_train import CPU
 
@@ -86,3 +91,62 @@ def test_weights_that_give_no_numbers_fail_with_the_name_of_the_case():
     )
     with pytest.raises(PredictionError, match=r"^case_17: the network's output is not finite"):
         restore_labels([prediction], plan)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Three cases that are ready to be predicted, the cases that were since the last look, and a job that dies at one."""
+    monkeypatch.chdir(tmp_path)
+    files, model, seen = Results("tiny"), small_model(), []
+    save_model(files.model("3d_fullres", 0), model.network.state_dict(), 4, model.plan)
+    cases = [Case(name, name, 0, None, (tmp_path / f"{name}.nii.gz",)) for name in "abc"]
+    made = {}
+    for case in cases:
+        save_in("LPS", case.channels[0])
+        made |= preprocess_case(case, files.arrays("3d_fullres", case.case), plan=model.plan)[0]
+    records.write_cases(files.checked_cases, cases)
+    records.write_file_list(files.preprocessed("3d_fullres", 0), made)
+    records.write_json(files.inference("3d_fullres"), asdict(Setting(1, 0.5, False)))
+    records.write_text(files.manifest, "digests of the scans")
+
+    def start(dies_at=None):
+        def predict_one(*arguments, case):
+            if case == dies_at:
+                raise PredictionError(f"{case}: as if killed")
+            seen.append(case)
+            return predict_case(*arguments, case=case)
+
+        seen.clear()
+        monkeypatch.setattr(predict, "predict_case", predict_one)
+        settings = json.dumps({"train_mirror": [], "memory_gib": 8})
+        predict.main("tiny", "3d_fullres", 0, settings, keep_probabilities=True, device="cpu")
+        return seen
+
+    return files, start
+
+
+def all_made(files):
+    """What predict made, by path: masks, probabilities and lists."""
+    folders = (files.mask("3d_fullres", "a").parent, files.predicted("3d_fullres", 0).parent)
+    return records.digests(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_a_job_that_was_killed_goes_on_after_its_last_case_and_leaves_what_an_unbroken_one_does(job):
+    files, start = job
+    assert start() == ["a", "b", "c"]
+    unbroken = all_made(files)
+    assert len(unbroken) == 3 + 3 + 2 and not files.unfinished("3d_fullres", 0).exists()
+    with pytest.raises(PredictionError, match="as if killed"):
+        start(dies_at="c")
+    assert start() == ["c"]
+    assert all_made(files) == unbroken
+
+
+@pytest.mark.parametrize("what", ["mask", "scans"])
+def test_what_changed_since_a_job_was_killed_is_predicted_again(job, what):
+    files, start = job
+    with pytest.raises(PredictionError, match="as if killed"):
+        start(dies_at="c")
+    changed = files.mask("3d_fullres", "a") if what == "mask" else files.manifest
+    changed.write_bytes(b"other")
+    assert start() == (["a", "c"] if what == "mask" else ["a", "b", "c"])
