@@ -1,4 +1,4 @@
-"""The flow as jobs of a SLURM that is started for it: `tests.slurm_node`. Minutes on two cores."""
+"""The flow as jobs of a SLURM that is started for it: `tests.slurm_node`. Six minutes or so on two cores."""
 
 import json
 import os
@@ -56,8 +56,7 @@ def finished(slurm, tmp_path_factory):
 
 
 def start(folder, *arguments, **changes):
-    """`snakemake` with our profile in `folder`; what it says goes to said.txt. Logs of runs before are gone."""
-    shutil.rmtree(folder / "logs" / "tiny" / "train", ignore_errors=True)
+    """`snakemake` with our profile in `folder`; what it says goes to said.txt."""
     (folder / "config.json").write_text(json.dumps({**SETTINGS, **changes}))
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", "config.json"]
     command += ["--workflow-profile", ROOT / "envs" / "slurm", *OFTEN, *arguments]
@@ -77,6 +76,11 @@ def wait_for(happens, seconds=120):
         time.sleep(0.2)
     assert result
     return result
+
+
+def forget_logs(folder):
+    """So that a test sees what its own jobs log."""
+    shutil.rmtree(folder / "logs" / "tiny" / "train")
 
 
 def log_of(folder, fold):
@@ -101,6 +105,7 @@ def test_the_flow_runs_as_jobs_that_ask_for_cpus_memory_gpus_and_minutes_and_end
 def test_a_training_that_meets_its_time_limit_or_a_signal_saves_and_goes_on_in_another_job(finished):
     """SLURM's shortest limit is a minute, and it looks every half; the second fold gets SIGTERM, as at a preemption."""
     folder, _ = finished
+    forget_logs(folder)
     models = [str(FOLDER / f"fold_{fold}" / "model.pt") for fold in range(2)]
     process = start(folder, *models, "--set-resources", "train:runtime=1", train={"minutes": 1.7})
     job = wait_for(lambda: "validation_loss" in log_of(folder, 1) and job_training(1))
@@ -117,3 +122,18 @@ def test_a_training_that_meets_its_time_limit_or_a_signal_saves_and_goes_on_in_a
         resumed = re.search(r"resumed: \S+ at step (\d+) after (\d+) s", log_of(folder, fold))
         assert resumed and int(resumed[1]) > 0
     assert int(resumed[2]) >= 5
+
+
+def test_a_second_workflow_never_trains_into_the_checkpoints_of_a_job_that_the_first_left_behind(finished):
+    folder, _ = finished
+    forget_logs(folder)
+    model = str(FOLDER / "fold_0" / "model.pt")
+    first = start(folder, model, train={"minutes": 1})
+    job = wait_for(lambda: "validation_loss" in log_of(folder, 0) and job_training(0))
+    first.kill()
+    first.wait()
+    assert start(folder, "--unlock", train={"minutes": 1}).wait() == 0
+    second = start(folder, model, train={"minutes": 1})
+    who = rf"another process is training here: process \d+ on \S+, job {job} of SLURM \(scancel {job}\)"
+    assert wait_for(lambda: re.search(who, (folder / "said.txt").read_text()))
+    assert second.wait(timeout=300) == 0, (folder / "said.txt").read_text()
