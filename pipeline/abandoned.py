@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.records import PARTIAL
+from pipeline.disk import PARTIAL
 
 LONG_ENOUGH_S = 24 * 3600.0  # whether a process of another machine lives is not known here
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import errors, records
+from pipeline import disk, errors, records
 from pipeline.bundle import MEASURES, About, configure, describe, write_readme
 from pipeline.errors import ExportError, TrainingError
 from pipeline.nn.checkpoints import Model, load_model
@@ -72,9 +72,9 @@ def write_bundle(files: Results, configuration: str, models: Mapping[str, Model]
             print(f"{onnx[-1]}: logits within {difference:.1g} of the network", flush=True)
     plan, about = next(iter(models.values())).plan, gather(files, configuration, models)
     for script in SCRIPTS.glob("*.py"):
-        records.write_text(bundle.scripts / script.name, script.read_text())
-    records.write_text(bundle.licence, LICENCE.read_text())
-    records.write_text(bundle.readme, write_readme(plan, about, onnx=[path.name for path in onnx]))
+        disk.write_text(bundle.scripts / script.name, script.read_text())
+    disk.write_text(bundle.licence, LICENCE.read_text())
+    disk.write_text(bundle.readme, write_readme(plan, about, onnx=[path.name for path in onnx]))
     records.write_json(bundle.inference, configure(plan))
     records.write_json(bundle.metadata, describe(plan, about))
 

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import dicom, foreign, pictures, records
+from pipeline import dicom, disk, foreign, pictures, records
 from pipeline.check.problem import Problem, Refused, refuse
 from pipeline.foreign import Stored
 from pipeline.images import EQUAL_MM, UNREADABLE, Grid, is_invertible, right_angled
@@ -105,7 +105,7 @@ def standardise(
         image, problems = _nifti(path, choices)
     else:
         image, problems = _as_nifti(path, _read(path, kind, files, choices.max_bytes), choices)
-    with records.written_whole(target) as partial:
+    with disk.written_whole(target) as partial:
         nib.save(image, partial)
     records.write_json(note, {"made_of": origin, "problems": [asdict(problem) for problem in problems]})
     return problems

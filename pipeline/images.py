@@ -18,8 +18,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from pipeline.disk import written_whole
 from pipeline.errors import ImageError
-from pipeline.records import written_whole
 
 Volume = NDArray[np.float32]  # (I, J, K), or (C, I, J, K) where said
 Segmentation = NDArray[np.integer]  # (I, J, K), integer labels, 0 = background

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from pipeline.records import write_json, written_whole
+from pipeline.disk import written_whole
+from pipeline.records import write_json
 
 Segmentation = NDArray[np.uint8]  # (I, J, K), 0 = background
 Points = NDArray[np.floating]  # (3, I, J, K), RAS+ mm

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline import errors, records
+from pipeline import disk, errors, records
 from pipeline.errors import PredictionError
 from pipeline.images import Volume, write_mask, write_volume
 from pipeline.mirrors import find_mirrors
@@ -83,7 +83,7 @@ def begin(maps: Path, made_of: dict[str, list[str]]) -> None:
     if not origin.exists() or records.read_json(origin) != made_of:
         shutil.rmtree(maps.parent, ignore_errors=True)
         records.write_json(origin, made_of)
-    with records.on_disk(maps):
+    with disk.on_disk(maps):
         maps.mkdir(exist_ok=True)
 
 

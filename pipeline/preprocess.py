@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import errors, records
+from pipeline import disk, errors, records
 from pipeline.bias import evened
 from pipeline.images import Segmentation, Shape, Spacing, Volume, read_labels_ras, read_ras, refuse_other_grid
 from pipeline.intensity import nonzero_box, normalise
@@ -232,7 +232,7 @@ def save_array(path: Path, array: NDArray) -> None:
     Not flushed: its digest is asked for by all who read it.
     """
     ordered = np.ascontiguousarray(array)
-    with records.written_whole(path, is_durable=False) as partial_path, partial_path.open("wb") as handle:
+    with disk.written_whole(path, is_durable=False) as partial_path, partial_path.open("wb") as handle:
         np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(ordered))
         handle.write(ordered.data)
 

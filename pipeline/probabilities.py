@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import records
+from pipeline import disk
 from pipeline.preprocess import Placement
 from pipeline.restore import STEPS, Prediction
 
@@ -23,7 +23,7 @@ def save_prediction(path: Path, prediction: Prediction) -> Prediction:
 
     def passing() -> Iterator[NDArray]:
         with (
-            records.written_whole(path) as partial,
+            disk.written_whole(path) as partial,
             zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, True, 1) as archive,
         ):
             _write(archive, SHAPE, np.array(prediction.shape))

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pipeline import errors, records
+from pipeline import disk, errors, records
 from pipeline.budget import Budget, fit_budget
 from pipeline.errors import TrainingError
 from pipeline.limits import free_bytes
@@ -81,7 +81,7 @@ def main(
     memory_bytes = free_bytes() // workers.count
     room_bytes = processor.free_bytes - int(STEP_MARGIN * (plan.memory_measured_gib or 0) * 2**30)
     folder = files.training(configuration, fold)
-    with records.on_disk(folder), exclusive(folder) if workers.is_first else nullcontext():
+    with disk.on_disk(folder), exclusive(folder) if workers.is_first else nullcontext():
         weights, width = train(
             plan,
             wanted,
@@ -202,7 +202,7 @@ def train(
     examples = draw_examples(validation or training, budget.patch_size, seed, device)
     if settings["augment"] and workers.is_first and not saved:
         picture = augmented_sheet(training, budget.patch_size, plan, options, mirrors, seed)
-        with records.written_whole(folder / "augmented.png") as partial:
+        with disk.written_whole(folder / "augmented.png") as partial:
             partial.write_bytes(picture)
 
     last_save = asked = time.monotonic()

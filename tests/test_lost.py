@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import discover, ensemble, evaluate, fingerprint, inference, predict, preprocess, records, train
+from pipeline import discover, disk, ensemble, evaluate, fingerprint, inference, predict, preprocess, records, train
 from pipeline.abandoned import remove_abandoned
 from pipeline.check import __main__ as check
 from pipeline.errors import DiskError
@@ -62,7 +62,7 @@ def test_a_run_that_is_killed_and_then_loses_its_jobs_ends_with_the_bytes_of_one
     code, said = small_run.run(tmp_path)
     assert code == 0, said
     assert small_run.made(tmp_path) == small_run.made(unbroken)
-    assert not list(tmp_path.rglob(f"{records.PARTIAL}*"))
+    assert not list(tmp_path.rglob(f"{disk.PARTIAL}*"))
 
 
 def test_a_clock_that_was_ahead_reruns_nothing(tmp_path):
@@ -79,7 +79,7 @@ def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writ
     host, over = socket.gethostname(), subprocess.Popen(["true"])
     over.wait()
     names = (f"{host}-{over.pid}-a.tsv", f"{host}-{os.getpid()}-a.tsv", "elsewhere-1-a.tsv", "elsewhere-2-a.tsv")
-    dead, living, elsewhere, long_ago = (tmp_path / "train" / f"{records.PARTIAL}{name}" for name in names)
+    dead, living, elsewhere, long_ago = (tmp_path / "train" / f"{disk.PARTIAL}{name}" for name in names)
     for path in (dead, living, elsewhere, long_ago):
         path.parent.mkdir(exist_ok=True)
         path.touch()
@@ -118,7 +118,7 @@ def mount(*arguments):
 
 
 @pytest.fixture
-def disk(tmp_path):
+def small_disk(tmp_path):
     (tmp_path / "disk").mkdir()
     mount("-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", tmp_path / "disk")
     yield Disk(tmp_path / "disk")
@@ -126,12 +126,12 @@ def disk(tmp_path):
 
 
 def save_mask(path):
-    with records.written_whole(path) as partial:
+    with disk.written_whole(path) as partial:
         nib.save(nib.Nifti1Image(np.random.default_rng(0).random((40, 40, 40)), np.eye(4)), partial)
 
 
 def save_archive(path):
-    with records.written_whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with disk.written_whole(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         archive.writestr("a", bytes(400_000))
 
 
@@ -148,37 +148,37 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("but", [0, 150_000])
-def test_a_file_that_a_full_disk_does_not_take_is_named_and_the_one_before_it_stays(disk, name, but):
-    path = disk.folder / name
+def test_a_file_that_a_full_disk_does_not_take_is_named_and_the_one_before_it_stays(small_disk, name, but):
+    path = small_disk.folder / name
     path.write_text("before")
-    disk.fill(but=but)
+    small_disk.fill(but=but)
     with pytest.raises(
         DiskError, match=rf"{name}: No space left on device \(ENOSPC\) found, a disk with room .* same command again"
     ):
         WRITERS[name](path)
-    disk.empty()
+    small_disk.empty()
     assert path.read_text() == "before"
-    assert {file.name for file in disk.folder.iterdir()} == {name}
+    assert {file.name for file in small_disk.folder.iterdir()} == {name}
     WRITERS[name](path)
     assert path.stat().st_size > 100_000
 
 
-def test_a_checkpoint_that_a_full_disk_does_not_take_leaves_the_one_before_it(disk):
-    path = disk.folder / "checkpoint.pt"
+def test_a_checkpoint_that_a_full_disk_does_not_take_leaves_the_one_before_it(small_disk):
+    path = small_disk.folder / "checkpoint.pt"
     for step in (1, 2):
         save_checkpoint(path, "key", {**WEIGHTS, "step": step})
-    disk.fill(but=150_000)
+    small_disk.fill(but=150_000)
     with pytest.raises(DiskError, match=r"checkpoint.pt: No space left on device"):
         save_checkpoint(path, "key", {**WEIGHTS, "step": 3})
     assert load_checkpoint(path, "key")["step"] == 2
 
 
 def test_a_disk_that_is_read_only_is_named_and_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(DiskError, match=r"events: Read-only file system \(EROFS\)"), records.on_disk(Path("events")):
+    with pytest.raises(DiskError, match=r"events: Read-only file system \(EROFS\)"), disk.on_disk(Path("events")):
         raise OSError(errno.EROFS, "no", "other")
-    with pytest.raises(ValueError, match=r"^7$"), records.on_disk(Path("events")):
+    with pytest.raises(ValueError, match=r"^7$"), disk.on_disk(Path("events")):
         raise ValueError("7")
-    with pytest.raises(IsADirectoryError), records.on_disk(Path("events")):
+    with pytest.raises(IsADirectoryError), disk.on_disk(Path("events")):
         tmp_path.write_text("")
 
 
@@ -204,7 +204,9 @@ def stages(run):
     }
 
 
-def test_on_a_full_disk_every_stage_fails_with_the_path_and_goes_on_once_there_is_room(disk, tmp_path, monkeypatch):
+def test_on_a_full_disk_every_stage_fails_with_the_path_and_goes_on_once_there_is_room(
+    small_disk, tmp_path, monkeypatch
+):
     """From a cohort that is read only."""
     monkeypatch.chdir(tmp_path)
     small_run.prepare(tmp_path)
@@ -213,14 +215,14 @@ def test_on_a_full_disk_every_stage_fails_with_the_path_and_goes_on_once_there_i
     try:
         with pytest.raises(OSError, match="Read-only file system"):
             (tmp_path / "scans" / "a").touch()
-        Path("results").symlink_to(disk.folder)
+        Path("results").symlink_to(small_disk.folder)
         run = Run(ONLY_3D)
         for name, stage in stages(run).items():
             before = records.digests(path for path in run.files.root.rglob("*") if path.is_file())
-            disk.fill()
+            small_disk.fill()
             with pytest.raises(DiskError, match=r"^results/small/\S+: No space left on device \(ENOSPC\)"):
                 stage()
-            disk.empty()
+            small_disk.empty()
             lost = before.items() - records.digests(path for path in before if path.exists()).items()
             assert not lost, name
             stage()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from pipeline import predict, records
+from pipeline import disk, predict, records
 from pipeline.errors import PredictionError
 from pipeline.nn.checkpoints import Model, save_model
 from pipeline.paths import Results
@@ -107,7 +107,7 @@ def job(tmp_path, monkeypatch):
     records.write_cases(files.checked_cases, cases)
     records.write_file_list(files.preprocessed("3d_fullres", 0), made)
     records.write_json(files.inference("3d_fullres"), asdict(Setting(1, 0.5, False)))
-    records.write_text(files.manifest, "digests of the scans")
+    disk.write_text(files.manifest, "digests of the scans")
 
     def start(dies_at=None):
         def predict_one(*arguments, case):

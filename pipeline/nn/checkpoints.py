@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pipeline import records
+from pipeline import disk, records
 from pipeline.budget import Budget
 from pipeline.errors import TrainingError
 from pipeline.nn.networks import build_network
@@ -35,7 +35,7 @@ class Model:
 
 def save_checkpoint(path: Path, key: str, state: dict[str, Any]) -> None:
     """The one that is there stays beside it, for the disk may damage either."""
-    with records.written_whole(path) as partial:
+    with disk.written_whole(path) as partial:
         _save({"key": key, **state}, partial)
         if path.exists():
             os.replace(path, previous_checkpoint(path))
@@ -108,9 +108,9 @@ def this_process() -> str:
 def save_model(path: Path, weights: dict[str, torch.Tensor], width: int, plan: Plan) -> None:
     """One file that predicts on its own: weights in fp32, the width and the plan they belong to."""
     checksum_file(path).unlink(missing_ok=True)  # a kill between the two files must not leave a checksum of the old one
-    with records.written_whole(path) as partial:
+    with disk.written_whole(path) as partial:
         _save({"weights": weights, "width": width, "plan": json.loads(json.dumps(asdict(plan)))}, partial)
-    records.write_text(checksum_file(path), f"{records.sha256(path)}  {path.name}\n")
+    disk.write_text(checksum_file(path), f"{records.sha256(path)}  {path.name}\n")
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

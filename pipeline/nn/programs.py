@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from pipeline import records
+from pipeline import disk
 from pipeline.errors import ExportError
 from pipeline.nn.checkpoints import Model
 from pipeline.nn.networks.shallow import plain
@@ -50,7 +50,7 @@ def save_program(path: Path, models: Sequence[Model]) -> float:
         ExportError: the program does not compute what the networks do.
     """
     plan, ensemble = models[0].plan, MeanOfFolds(models).eval()
-    with records.written_whole(path) as partial, partial.open("wb") as handle:
+    with disk.written_whole(path) as partial, partial.open("wb") as handle:
         torch.export.save(_trace(ensemble, plan), handle)
     image = _example(plan, num_windows=1)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def save_onnx(path: Path, model: Model) -> float:
     import onnxruntime
 
     network = plain(model.network)
-    with records.written_whole(path) as partial, warnings.catch_warnings():
+    with disk.written_whole(path) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's, of its own code
         try:
             torch.onnx.export(

@@ -9,7 +9,7 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline import errors, figures, records
+from pipeline import disk, errors, figures, records
 from pipeline.bootstrap import NUM_RESAMPLES
 from pipeline.evaluate import ENSEMBLE
 from pipeline.metrics import MIN_IOU, TOLERANCE_SLACK_MM
@@ -71,7 +71,7 @@ def main(results: str, settings: str, config: str = "{}", threads: int = 1) -> N
         "settings": json.loads(config),
         "config": yaml.safe_dump(json.loads(config), sort_keys=False, allow_unicode=True),
     }
-    records.write_text(files.report, render(page))
+    disk.write_text(files.report, render(page))
 
 
 def page_of_cohort(files: Results, cohort: Cohort, cases: Sequence[Case], problems: Sequence[Mapping[str, str]]) -> Row:

@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import process_map
 
-from pipeline import figures, records
+from pipeline import disk, figures
 from pipeline.images import Spacing, Volume, read_labels_ras, read_ras
 from pipeline.intensity import is_ct
 from pipeline.paths import Results
@@ -47,7 +47,7 @@ def store(
     chunk = 1 + len(cases) // (16 * threads)
     sizes = process_map(save, cases, max_workers=threads, chunksize=chunk, desc="report", mininterval=1)
     if sum(sizes) > LARGEST_INSIDE:
-        records.write_text(files.report_cases_end, "// The last file of this folder: report.html looks for it.\n")
+        disk.write_text(files.report_cases_end, "// The last file of this folder: report.html looks for it.\n")
         return {}
     inside = {case.case: files.report_case(case.case).read_text() for case in cases}
     shutil.rmtree(folder)
@@ -90,7 +90,7 @@ def save_case(case: Case, *, files: Results, cohort: Cohort, configuration: str)
         maps, limits = {name: thinned(array, step) for name, array in labels.items()}, {}
     content = encoded(images, maps, spacing_mm=grid.spacing_mm, step=step)
     text = f"receiveCase({json.dumps({'case': case.case, **content, **limits})});\n"
-    records.write_text(path, text, is_durable=False)
+    disk.write_text(path, text, is_durable=False)
     return path.stat().st_size
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pipeline import errors, records
+from pipeline import disk, errors, records
 from pipeline.errors import PipelineError
 from pipeline.paths import Results
 from tests.bench.inference_once import EDGE, PATCH
@@ -57,7 +57,7 @@ def pack(cohort: Path, archive: Path, threads: int) -> None:
     settings = {"plan": json.loads(ours.plan_settings), "train": ours.train_settings}
     records.write_json(ours.folder / FILES.root / SETTINGS, settings)
     parts = [FILES.checked_cases, FILES.cohort, FILES.fingerprint, FILES.root / "plan", FILES.root / SETTINGS]
-    with records.written_whole(archive) as partial, tarfile.open(partial, "w:xz", preset=1) as tar:
+    with disk.written_whole(archive) as partial, tarfile.open(partial, "w:xz", preset=1) as tar:
         for part in [*parts, FILES.root / "preprocess" / CONFIGURATION]:
             tar.add(ours.folder / part, str(part))
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")

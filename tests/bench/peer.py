@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline import errors, records
+from pipeline import disk, errors, records
 from pipeline.check.case import check_case
 from pipeline.check.cohort import label_volumes_ml, with_folds
 from pipeline.check.problem import Asked
@@ -77,7 +77,7 @@ def prepare(cohort: Path, folder: Path, threads: int) -> Peer:
         planner = peer.python.with_name("nnUNetv2_plan_and_preprocess")
         wanted = ("-d", "1", "-c", CONFIGURATION, "-np", str(threads), "--verify_dataset_integrity")
         peer.run(planner, *wanted)
-        with records.written_whole(splits) as partial:
+        with disk.written_whole(splits) as partial:
             partial.write_text(json.dumps(splits_of(cases), indent=1))
     return peer
 
