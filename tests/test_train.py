@@ -182,7 +182,11 @@ def test_a_signal_is_granted_after_the_step_with_a_code_that_says_run_again(tmp_
     assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
 
 
-def test_sigterm_twice_as_slurm_sends_it_leaves_time_to_save_and_a_second_ctrl_c_does_not():
+def test_sigterm_twice_as_slurm_sends_it_leaves_time_to_save_and_a_second_ctrl_c_does_not(request):
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # as Python starts; processes of pytest-xdist ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with StopRequest() as stop:
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
