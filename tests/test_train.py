@@ -183,9 +183,8 @@ def test_a_signal_is_granted_after_the_step_with_a_code_that_says_run_again(tmp_
 
 
 def test_sigterm_twice_as_slurm_sends_it_leaves_time_to_save_and_a_second_ctrl_c_does_not(request):
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # as Python starts; processes of pytest-xdist ignore it
+    # as Python starts; processes of pytest-xdist ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with StopRequest() as stop:
         for _ in range(2):
